@@ -1,0 +1,3 @@
+//! The `isoplane` command.
+
+fn main() {}

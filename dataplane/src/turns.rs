@@ -1,0 +1,239 @@
+//! The loop of a worker: for each port receive and let the app run, then transmit, reclaim, kick and
+//! count.
+//!
+//! Contract: a turn allocates nothing, takes no lock, does a bounded amount of work and enters the
+//! kernel only in [`Turns::kick`], which a worker that has a kicker never calls. It touches, per port:
+//! the two ring index lines, the descriptors, the batch, one counter line.
+
+use crate::app::{App, DropReason, PortId, Turn, WorkerPort};
+use isoplane_drivers::{KickError, Queue, RxQueue, TxQueue};
+use isoplane_memory::stats::{Block, BlockId, Field, Segment, SegmentBuilder};
+use isoplane_memory::{Batch, FrameCache, Kernel, Pool};
+use std::sync::Arc;
+
+/// Words of a port's counter block.
+pub mod port_field {
+    use super::Field;
+    /// Frames received.
+    pub const RX_FRAMES: usize = 0;
+    /// Bytes received.
+    pub const RX_BYTES: usize = 1;
+    /// Frames sent.
+    pub const TX_FRAMES: usize = 2;
+    /// Bytes sent.
+    pub const TX_BYTES: usize = 3;
+    /// Kicks made by the worker itself.
+    pub const KICKS: usize = 4;
+    /// Kicks that failed for good.
+    pub const KICK_ERRORS: usize = 5;
+    /// Descriptors from the other side that were lies.
+    pub const BAD_DESCRIPTORS: usize = 6;
+    /// The fields, in order.
+    pub const FIELDS: [Field; 7] = [
+        Field::counter("rx_frames"),
+        Field::counter("rx_bytes"),
+        Field::counter("tx_frames"),
+        Field::counter("tx_bytes"),
+        Field::counter("kicks"),
+        Field::counter("kick_errors"),
+        Field::counter("bad_descriptors"),
+    ];
+}
+
+/// Words of a worker's counter block: these, then one for each [`DropReason`].
+pub mod worker_field {
+    use super::{DropReason, Field};
+    /// Turns made.
+    pub const TURNS: usize = 0;
+    /// Turns in which at least one frame arrived.
+    pub const BUSY_TURNS: usize = 1;
+    /// Free frames at the end of the turn.
+    pub const FREE_FRAMES: usize = 2;
+    /// First of the drop counters.
+    pub const DROPS: usize = 3;
+    /// The fields, in order.
+    #[must_use]
+    pub fn fields() -> Vec<Field> {
+        let mut fields =
+            vec![Field::counter("turns"), Field::counter("busy_turns"), Field::gauge("free_frames")];
+        fields.extend(DropReason::NAMES.map(Field::counter));
+        fields
+    }
+}
+
+/// Which blocks of the statistics segment belong to a worker.
+#[derive(Debug, Clone)]
+pub struct WorkerBlocks {
+    worker: BlockId,
+    ports: Vec<BlockId>,
+    app: BlockId,
+}
+
+impl WorkerBlocks {
+    /// Declares a worker's blocks in a segment: its own, one a port, and the app's own fields.
+    pub fn declare(segment: &mut SegmentBuilder, worker: &str, ports: &[&str], app: &[Field]) -> Self {
+        Self {
+            worker: segment.block(worker, "", &worker_field::fields()),
+            ports: ports.iter().map(|port| segment.block(worker, port, &port_field::FIELDS)).collect(),
+            app: segment.block(worker, "app", app),
+        }
+    }
+}
+
+/// A worker's ports, frames and counters: what turns are made with.
+#[derive(Debug)]
+pub struct Turns {
+    ports: Vec<WorkerPort>,
+    frames: FrameCache,
+    pool: Arc<Pool>,
+    batch: Batch,
+    drops: [u64; DropReason::COUNT],
+    counters: Block,
+    app_counters: Block,
+    stopping: bool,
+}
+
+/// What a turn did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TurnReport {
+    /// Frames that arrived.
+    pub received: usize,
+}
+
+impl Turns {
+    /// Puts a worker together. `blocks` were declared for as many ports as there are queues.
+    ///
+    /// `None` when the segment has no such blocks.
+    #[must_use]
+    pub fn new(
+        queues: Vec<Queue>,
+        frames: FrameCache,
+        segment: &Segment,
+        blocks: &WorkerBlocks,
+    ) -> Option<Self> {
+        let pool = Arc::clone(frames.pool());
+        let mut ports = Vec::with_capacity(queues.len());
+        for (queue, block) in queues.into_iter().zip(&blocks.ports) {
+            let counters = segment.block(*block)?;
+            ports.push(WorkerPort { queue, out: Batch::new(), dropping: false, counters });
+        }
+        Some(Self {
+            ports,
+            pool,
+            frames,
+            batch: Batch::new(),
+            drops: [0; DropReason::COUNT],
+            counters: segment.block(blocks.worker)?,
+            app_counters: segment.block(blocks.app)?,
+            stopping: false,
+        })
+    }
+
+    /// Makes one turn: at most one batch from each port. `now` is the time in nanoseconds.
+    #[inline(always)]
+    pub fn turn<A: App>(&mut self, app: &mut A, now: u64) -> TurnReport {
+        let mut received = 0;
+        for index in 0..self.ports.len() {
+            let port = &mut self.ports[index];
+            if !self.stopping {
+                port.queue.rx.receive(&mut self.frames, &mut self.batch);
+            }
+            let n = self.batch.len();
+            if n == 0 {
+                continue;
+            }
+            received += n;
+            let bytes: u64 = self.batch.iter().map(|f| u64::from(f.len())).sum();
+            port.counters.add(port_field::RX_FRAMES, n as u64);
+            port.counters.add(port_field::RX_BYTES, bytes);
+            let mut turn = Turn {
+                ports: &mut self.ports,
+                frames: &mut self.frames,
+                pool: &self.pool,
+                now,
+                drops: &mut self.drops,
+                app_counters: &self.app_counters,
+                stopping: self.stopping,
+            };
+            app.packets(&mut turn, PortId(index as u8), &mut self.batch);
+            if !self.batch.is_empty() {
+                turn.drop_all(&mut self.batch, DropReason::Unhandled);
+            }
+        }
+        let mut turn = Turn {
+            ports: &mut self.ports,
+            frames: &mut self.frames,
+            pool: &self.pool,
+            now,
+            drops: &mut self.drops,
+            app_counters: &self.app_counters,
+            stopping: self.stopping,
+        };
+        app.turn(&mut turn);
+        for port in &mut self.ports {
+            flush(port, &self.pool);
+            port.queue.tx.reclaim(&mut self.frames);
+            if !port.out.is_empty() {
+                // Keep a packet whose end has not come; what the ring refused is dropped.
+                let n = port.out.len() as u64;
+                self.drops[DropReason::TxFull as usize] += n;
+                self.frames.put_batch(&mut port.out);
+            }
+        }
+        self.count(received);
+        TurnReport { received }
+    }
+
+    #[inline(always)]
+    fn count(&mut self, received: usize) {
+        self.counters.add(worker_field::TURNS, 1);
+        if received != 0 {
+            self.counters.add(worker_field::BUSY_TURNS, 1);
+        }
+        self.counters.set(worker_field::FREE_FRAMES, self.frames.len() as u64);
+        if self.drops != [0; DropReason::COUNT] {
+            for (reason, n) in self.drops.iter_mut().enumerate() {
+                self.counters.add(worker_field::DROPS + reason, std::mem::take(n));
+            }
+        }
+    }
+
+    /// Kicks the ports that want it, once: for workers that run without a kicker.
+    #[inline]
+    pub fn kick(&mut self, kernel: &Kernel) {
+        for port in &mut self.ports {
+            let mut kicks = 0;
+            let mut result: Result<(), KickError> = Ok(());
+            if port.queue.tx.wants_kick() {
+                kicks += 1;
+                result = port.queue.tx.kick(kernel);
+            }
+            if port.queue.rx.wants_kick() {
+                kicks += 1;
+                result = result.and(port.queue.rx.kick(kernel));
+            }
+            if kicks != 0 {
+                port.counters.add(port_field::KICKS, kicks);
+                if result.is_err() {
+                    port.counters.add(port_field::KICK_ERRORS, 1);
+                }
+            }
+        }
+    }
+}
+
+/// Hands a port's outgoing frames to its transmit ring; what does not fit stays.
+#[inline(always)]
+pub(crate) fn flush(port: &mut WorkerPort, _pool: &Pool) {
+    let total = port.out.len();
+    if total == 0 {
+        return;
+    }
+    let mut bytes: u64 = port.out.iter().map(|f| u64::from(f.len())).sum();
+    let sent = port.queue.tx.transmit(&mut port.out);
+    if sent != total {
+        bytes -= port.out.iter().map(|f| u64::from(f.len())).sum::<u64>();
+    }
+    port.counters.add(port_field::TX_FRAMES, sent as u64);
+    port.counters.add(port_field::TX_BYTES, bytes);
+}

@@ -1,0 +1,2 @@
+//! A network laboratory: anonymous namespaces, veth pairs and kernel-side traffic.
+#![deny(missing_docs, unsafe_code)]

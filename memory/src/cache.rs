@@ -1,0 +1,147 @@
+//! A worker's free frames.
+//!
+//! Contract: used by one worker, without atomics; the most recently returned frame comes out first,
+//! because its lines are still in the cache. The list is private memory: when the worker dies it is
+//! rebuilt from the pool's owner map ([`recovery`](crate::recovery)).
+#![allow(unsafe_code, reason = "bulk moves between list and batch; see each block")]
+
+use crate::batch::Batch;
+use crate::frame::Frame;
+use crate::pool::Pool;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Free frames of one worker; made by [`Pool::cache`](crate::Pool::cache).
+#[derive(Debug)]
+pub struct FrameCache {
+    pool: Arc<Pool>,
+    id: u8,
+    /// Chunk numbers; capacity is the whole pool, so putting a frame back never allocates.
+    free: Vec<u32>,
+}
+
+impl FrameCache {
+    pub(crate) fn empty(pool: Arc<Pool>, id: u8) -> Self {
+        let free = Vec::with_capacity(pool.chunks() as usize);
+        Self { pool, id, free }
+    }
+
+    /// The pool that the frames are of.
+    #[inline(always)]
+    #[must_use]
+    pub const fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    /// Owner id, the index into [`Pool::census`](crate::Pool::census).
+    #[inline(always)]
+    #[must_use]
+    pub const fn id(&self) -> u8 {
+        self.id
+    }
+
+    /// Free frames.
+    #[inline(always)]
+    #[must_use]
+    #[allow(clippy::len_without_is_empty, reason = "callers compare with what they need")]
+    pub const fn len(&self) -> usize {
+        self.free.len()
+    }
+
+    /// Takes a free frame: empty, at the pool's start offset.
+    #[inline(always)]
+    pub fn get(&mut self) -> Option<Frame> {
+        let chunk = self.free.pop()?;
+        Some(self.pool.frame_at(chunk, self.pool.start_offset(chunk), 0))
+    }
+
+    /// Gives a frame back. One of another pool is leaked there and counted by nobody here: ports and
+    /// caches are checked to share a pool when they are wired together.
+    #[inline(always)]
+    pub fn put(&mut self, frame: Frame) {
+        debug_assert!(self.pool.owns(&frame), "frame of another pool");
+        if self.pool.owns(&frame) && self.free.len() < self.free.capacity() {
+            self.free.push(frame.chunk());
+        }
+    }
+
+    /// Adds up to `n` free frames of `len` bytes each to the end of `batch`; says how many.
+    #[inline(always)]
+    pub fn get_batch(&mut self, batch: &mut Batch, n: usize, len: u16) -> usize {
+        let pool = &*self.pool;
+        let len = len.min(pool.max_frame() as u16);
+        let n = n.min(self.free.len()).min(batch.room());
+        let from = self.free.len() - n;
+        let mut chunks = self.free[from..].iter().rev();
+        let got = batch
+            .fill_with(n, || chunks.next().map(|&chunk| pool.frame_at(chunk, pool.start_offset(chunk), len)));
+        self.free.truncate(self.free.len() - got);
+        got
+    }
+
+    /// Takes back all frames of a batch.
+    #[inline(always)]
+    pub fn put_batch(&mut self, batch: &mut Batch) {
+        let n = batch.len();
+        self.put_front(batch, n);
+    }
+
+    /// Takes back the first `n` frames of a batch.
+    #[inline(always)]
+    pub fn put_front(&mut self, batch: &mut Batch, n: usize) {
+        let n = n.min(batch.len()).min(self.free.capacity() - self.free.len());
+        for frame in &batch.as_slice()[..n] {
+            debug_assert!(self.pool.owns(frame), "frame of another pool");
+            if self.pool.owns(frame) {
+                let len = self.free.len();
+                // SAFETY: `n` is at most the spare capacity, so the slot exists and growing the
+                // length by one covers just the value written.
+                unsafe {
+                    self.free.as_mut_ptr().add(len).write(frame.chunk());
+                    self.free.set_len(len + 1);
+                }
+            }
+        }
+        batch.forget_front(n);
+    }
+
+    /// Frames that this worker owns, free or in its hands, by the owner map: cold.
+    #[must_use]
+    pub fn owned(&self) -> u32 {
+        (0..self.pool.chunks()).filter(|c| self.pool.owner(*c).load(Ordering::Relaxed) == self.id).count()
+            as u32
+    }
+
+    /// Takes up to `n` more frames from the pool's depot; says how many.
+    pub fn draw(&mut self, n: u32) -> u32 {
+        let n = n.min((self.free.capacity() - self.free.len()) as u32);
+        let drawn = self.pool.draw_for(self.id, n);
+        self.free.extend_from_slice(&drawn);
+        drawn.len() as u32
+    }
+
+    /// Ends the cache: every frame that is its worker's, on the list or leaked, goes to the depot and
+    /// the owner id may be used again. Says how many. The worker must have no frame in its hands.
+    ///
+    /// # Safety
+    /// No frame of this cache's owner id is alive in any process.
+    pub unsafe fn retire(self) -> u32 {
+        self.pool.retire_owner(self.id)
+    }
+
+    /// Throws the list away and takes every chunk whose owner byte is ours; says how many.
+    ///
+    /// # Safety
+    /// No frame of this cache's owner id is alive in any process, but for those on the list itself:
+    /// otherwise two handles to one chunk exist. That holds when the worker that had the frames is
+    /// dead and [`Survey`](crate::Survey) has put those it found in rings back into custody.
+    pub unsafe fn rebuild(&mut self) -> u32 {
+        self.free.clear();
+        for chunk in (0..self.pool.chunks()).rev() {
+            if self.pool.owner(chunk).load(Ordering::Acquire) == self.id {
+                self.free.push(chunk);
+            }
+        }
+        self.free.len() as u32
+    }
+}
