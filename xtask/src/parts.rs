@@ -1,0 +1,76 @@
+//! The parts of `cargo xtask test`, in the order in which they run: cheap checks first.
+
+use clap::ValueEnum;
+
+/// One part; its name is what `--skip` takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Part {
+    /// rustfmt.
+    Format,
+    /// Clippy on everything, warnings denied.
+    Clippy,
+    /// rustdoc, warnings denied.
+    Rustdoc,
+    /// Unit, model, integration and end-to-end tests of the library crates.
+    Workspace,
+    /// Examples in the documentation.
+    Doctest,
+    /// Instructions per packet, counted by valgrind.
+    Instructions,
+    /// End-to-end tests across crates, in network namespaces; as root.
+    Namespaces,
+}
+
+/// Packages whose tests are parts of their own.
+const END_TO_END: &str = "isoplane-tests";
+const COUNTED: &str = "isoplane-benches";
+
+impl Part {
+    pub(crate) fn name(self) -> String {
+        self.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default()
+    }
+
+    /// Debian packages that the part needs.
+    pub(crate) const fn packages(self) -> &'static [&'static str] {
+        match self {
+            Self::Instructions => &["valgrind"],
+            _ => &[],
+        }
+    }
+
+    /// Why the part cannot run here, if it cannot.
+    pub(crate) fn obstacle(self) -> Option<String> {
+        let needs_root = matches!(self, Self::Namespaces);
+        (needs_root && !nix::unistd::geteuid().is_root())
+            .then(|| "network namespaces and AF_XDP need root".to_owned())
+    }
+
+    /// Arguments for cargo, and then for the test harness.
+    pub(crate) fn cargo(self) -> (Vec<&'static str>, Vec<&'static str>) {
+        const TEST: [&str; 3] = ["test", "--all-features", "--no-fail-fast"];
+        let test = |more: &[&'static str]| TEST.iter().chain(more).copied().collect();
+        match self {
+            Self::Format => (vec!["fmt", "--all", "--check"], vec![]),
+            Self::Clippy => {
+                (vec!["clippy", "--workspace", "--all-targets", "--all-features"], vec!["-D", "warnings"])
+            }
+            Self::Rustdoc => (vec!["doc", "--workspace", "--all-features", "--no-deps"], vec![]),
+            Self::Workspace => (
+                test(&["--workspace", "--exclude", END_TO_END, "--exclude", COUNTED, "--all-targets"]),
+                vec!["--show-output"],
+            ),
+            Self::Doctest => (test(&["--workspace", "--doc"]), vec!["--show-output"]),
+            Self::Instructions => (test(&["--package", COUNTED, "--all-targets"]), vec!["--show-output"]),
+            // Workers spin: one test at a time leaves the other core to the kernel and the kicker.
+            Self::Namespaces => (
+                test(&["--package", END_TO_END, "--all-targets"]),
+                vec!["--show-output", "--test-threads", "1"],
+            ),
+        }
+    }
+
+    /// Does the part run tests, so that its output holds counts?
+    pub(crate) const fn counts(self) -> bool {
+        matches!(self, Self::Workspace | Self::Doctest | Self::Instructions | Self::Namespaces)
+    }
+}

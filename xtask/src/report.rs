@@ -1,0 +1,115 @@
+//! Reads the output of Rust's test harness: counts, and tests that say they could not run.
+//!
+//! Contract: what is not understood is passed on and never counted. A test that cannot run on a
+//! machine prints a line `skipped: REASON` and returns; the harness calls that "ok", we do not.
+
+/// What the output said.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(crate) struct Tally {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
+    /// Reasons of what did not run and should have.
+    pub(crate) skipped: Vec<String>,
+}
+
+impl Tally {
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped.extend(other.skipped.iter().cloned());
+    }
+}
+
+/// Follows the output line by line.
+#[derive(Debug, Default)]
+pub(crate) struct Reader {
+    tally: Tally,
+    /// Tests that the harness counts as passed although they say that they did not run.
+    said_skipped: u64,
+    /// Inside the output of tests that passed, which is not shown.
+    in_successes: bool,
+}
+
+impl Reader {
+    /// Takes one line; says whether to show it.
+    pub(crate) fn line(&mut self, line: &str) -> bool {
+        let text = line.trim();
+        if let Some(reason) = text.strip_prefix("skipped: ") {
+            self.tally.skipped.push(reason.to_owned());
+            self.said_skipped += 1;
+            return true;
+        }
+        if let Some(counts) = text.strip_prefix("test result: ") {
+            self.in_successes = false;
+            self.tally.passed += before(counts, " passed");
+            self.tally.failed += before(counts, " failed");
+            for _ in 0..before(counts, " ignored") {
+                self.tally.skipped.push("a test is marked #[ignore]".to_owned());
+            }
+            return true;
+        }
+        match text {
+            "successes:" => self.in_successes = true,
+            "failures:" => self.in_successes = false,
+            _ => {}
+        }
+        !self.in_successes
+    }
+
+    pub(crate) fn finish(mut self) -> Tally {
+        self.tally.passed = self.tally.passed.saturating_sub(self.said_skipped);
+        self.tally
+    }
+}
+
+/// The number right before `word`.
+fn before(text: &str, word: &str) -> u64 {
+    text.find(word)
+        .and_then(|at| text[..at].rsplit(|c: char| !c.is_ascii_digit()).next())
+        .and_then(|digits| digits.parse().ok())
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> (Tally, Vec<&str>) {
+        let mut reader = Reader::default();
+        let shown = text.lines().filter(|line| reader.line(line)).collect();
+        (reader.finish(), shown)
+    }
+
+    #[test]
+    fn counts_of_several_binaries_add_up() {
+        let (tally, _) = read(
+            "test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.10s\n\
+             test result: FAILED. 10 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out",
+        );
+        assert_eq!(tally, Tally { passed: 13, failed: 2, skipped: vec![] });
+    }
+
+    #[test]
+    fn a_test_that_could_not_run_is_not_a_pass() {
+        let (tally, shown) = read(
+            "test wire ... ok\n\nsuccesses:\n\n---- wire stdout ----\nchatter\nskipped: no veth here\n\n\
+             successes:\n    wire\n\ntest result: ok. 2 passed; 0 failed; 0 ignored; 0 measured",
+        );
+        assert_eq!(tally, Tally { passed: 1, failed: 0, skipped: vec!["no veth here".into()] });
+        assert!(!shown.contains(&"chatter"), "the output of passing tests is not shown");
+        assert!(shown.contains(&"skipped: no veth here"));
+    }
+
+    #[test]
+    fn an_ignored_test_is_a_skip() {
+        let (tally, _) = read("test result: ok. 1 passed; 0 failed; 1 ignored; 0 measured");
+        assert_eq!(tally.skipped.len(), 1);
+        assert_eq!(tally.passed, 1);
+    }
+
+    #[test]
+    fn failures_are_shown() {
+        let (_, shown) = read("successes:\nquiet\nfailures:\nloud\n");
+        assert_eq!(shown, ["failures:", "loud"]);
+    }
+}
