@@ -260,7 +260,7 @@ impl<'a> Turn<'a> {
     #[inline(always)]
     pub fn flush(&mut self, to: PortId) {
         if let Some(port) = self.ports.get_mut(to.index()) {
-            crate::turns::flush(port, self.pool);
+            crate::turns::flush(port);
             let _ = port.queue.tx.in_flight();
         }
     }

@@ -1,19 +1,37 @@
 //! isoplane: a userspace network dataplane, one poll-mode worker per isolated core.
 //!
-//! A program describes its ports and workers ([`Dataplane::builder`] in a later step), each worker
-//! runs an [`App`], and forwarding [`blocks`] are apps or parts of them.
+//! A program describes its ports and workers ([`Dataplane::builder`]), each worker runs an [`App`], and
+//! forwarding [`blocks`] are apps or parts of them.
 //!
 //! | module | what it gives |
 //! |---|---|
+//! | [`builder`] | describing a dataplane, and [`launch`](builder::Builder::launch)ing it |
+//! | [`running`] | watching it, stopping it |
+//! | [`worker`] | what a worker is: placement, idle policy, set-up |
+//! | [`message`] | typed messages between the program and its apps |
 //! | [`app`] | what a worker runs: the [`App`] trait and the [`Turn`] it is handed |
 //! | [`turns`] | the loop itself: receive, app, transmit, reclaim, one kick, counters |
+//! | [`kicker`] | the housekeeping thread that makes the workers' system calls for them |
 //! | [`blocks`] | reusable forwarding steps: cross-connect, learning bridge |
 #![deny(missing_docs, unsafe_code)]
 
+mod affinity;
 pub mod app;
 pub mod blocks;
+pub mod builder;
+mod control;
+pub mod kicker;
+pub mod message;
+pub mod running;
 pub mod turns;
+pub mod worker;
+mod zygote;
 
 pub use app::{App, DropReason, PortId, Turn};
+pub use builder::{Builder, Dataplane, Kicks, LaunchError, PortRef, Restart, Worker};
+pub use control::WorkerState;
 pub use isoplane_drivers as drivers;
 pub use isoplane_memory as memory;
+pub use message::{AppEnd, AppMailbox, Blob, Mailbox, mailbox};
+pub use running::{Failure, PoolEnd, Running, StopReport, WorkerEnd};
+pub use worker::{Idle, Placement, Setup, Time};

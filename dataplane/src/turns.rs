@@ -101,32 +101,92 @@ pub struct TurnReport {
 }
 
 impl Turns {
-    /// Puts a worker together. `blocks` were declared for as many ports as there are queues.
+    /// Puts a worker together. `blocks` were declared in this segment, for as many ports as there are
+    /// queues.
     ///
-    /// `None` when the segment has no such blocks.
+    /// # Panics
+    /// When they were not: cold code that runs before the first packet.
     #[must_use]
-    pub fn new(
-        queues: Vec<Queue>,
-        frames: FrameCache,
-        segment: &Segment,
-        blocks: &WorkerBlocks,
-    ) -> Option<Self> {
-        let pool = Arc::clone(frames.pool());
-        let mut ports = Vec::with_capacity(queues.len());
-        for (queue, block) in queues.into_iter().zip(&blocks.ports) {
-            let counters = segment.block(*block)?;
-            ports.push(WorkerPort { queue, out: Batch::new(), dropping: false, counters });
-        }
-        Some(Self {
-            ports,
-            pool,
+    pub fn new(queues: Vec<Queue>, frames: FrameCache, segment: &Segment, blocks: &WorkerBlocks) -> Self {
+        assert_eq!(queues.len(), blocks.ports.len(), "one block a port");
+        let block = |id| segment.block(id).unwrap_or_else(|| panic!("{id:?} is of another segment"));
+        let ports = queues.into_iter().zip(&blocks.ports).map(|(queue, id)| WorkerPort {
+            queue,
+            out: Batch::new(),
+            dropping: false,
+            counters: block(*id),
+        });
+        Self {
+            ports: ports.collect(),
+            pool: Arc::clone(frames.pool()),
             frames,
             batch: Batch::new(),
             drops: [0; DropReason::COUNT],
-            counters: segment.block(blocks.worker)?,
-            app_counters: segment.block(blocks.app)?,
+            counters: block(blocks.worker),
+            app_counters: block(blocks.app),
             stopping: false,
-        })
+        }
+    }
+
+    /// The pool that all frames of this worker are of.
+    #[must_use]
+    pub const fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    /// Takes no more packets from the ports; turns go on for what is held and in flight.
+    pub const fn stop_receiving(&mut self) {
+        self.stopping = true;
+    }
+
+    /// Frames that ports have not given back yet.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.ports.iter().map(|port| port.queue.tx.in_flight()).sum()
+    }
+
+    /// Lets the app give back what it holds, and sends that.
+    pub fn drain<A: App>(&mut self, app: &mut A, now: u64) {
+        let (_, mut turn) = self.borrow(now);
+        app.drain(&mut turn);
+        self.send();
+        self.count(0);
+    }
+
+    /// Takes the worker apart: queues and free frames. Frames on their way out go to the free list.
+    #[must_use]
+    pub fn into_parts(mut self) -> (Vec<Queue>, FrameCache) {
+        self.frames.put_batch(&mut self.batch);
+        for port in &mut self.ports {
+            self.frames.put_batch(&mut port.out);
+        }
+        (self.ports.into_iter().map(|port| port.queue).collect(), self.frames)
+    }
+
+    #[inline(always)]
+    fn borrow(&mut self, now: u64) -> (&mut Batch, Turn<'_>) {
+        let turn = Turn {
+            ports: &mut self.ports,
+            frames: &mut self.frames,
+            pool: &self.pool,
+            now,
+            drops: &mut self.drops,
+            app_counters: &self.app_counters,
+            stopping: self.stopping,
+        };
+        (&mut self.batch, turn)
+    }
+
+    #[inline(always)]
+    fn send(&mut self) {
+        for port in &mut self.ports {
+            flush(port);
+            port.queue.tx.reclaim(&mut self.frames);
+            if !port.out.is_empty() {
+                self.drops[DropReason::TxFull as usize] += port.out.len() as u64;
+                self.frames.put_batch(&mut port.out);
+            }
+        }
     }
 
     /// Makes one turn: at most one batch from each port. `now` is the time in nanoseconds.
@@ -146,40 +206,15 @@ impl Turns {
             let bytes: u64 = self.batch.iter().map(|f| u64::from(f.len())).sum();
             port.counters.add(port_field::RX_FRAMES, n as u64);
             port.counters.add(port_field::RX_BYTES, bytes);
-            let mut turn = Turn {
-                ports: &mut self.ports,
-                frames: &mut self.frames,
-                pool: &self.pool,
-                now,
-                drops: &mut self.drops,
-                app_counters: &self.app_counters,
-                stopping: self.stopping,
-            };
-            app.packets(&mut turn, PortId(index as u8), &mut self.batch);
-            if !self.batch.is_empty() {
-                turn.drop_all(&mut self.batch, DropReason::Unhandled);
+            let (batch, mut turn) = self.borrow(now);
+            app.packets(&mut turn, PortId(index as u8), batch);
+            if !batch.is_empty() {
+                turn.drop_all(batch, DropReason::Unhandled);
             }
         }
-        let mut turn = Turn {
-            ports: &mut self.ports,
-            frames: &mut self.frames,
-            pool: &self.pool,
-            now,
-            drops: &mut self.drops,
-            app_counters: &self.app_counters,
-            stopping: self.stopping,
-        };
+        let (_, mut turn) = self.borrow(now);
         app.turn(&mut turn);
-        for port in &mut self.ports {
-            flush(port, &self.pool);
-            port.queue.tx.reclaim(&mut self.frames);
-            if !port.out.is_empty() {
-                // Keep a packet whose end has not come; what the ring refused is dropped.
-                let n = port.out.len() as u64;
-                self.drops[DropReason::TxFull as usize] += n;
-                self.frames.put_batch(&mut port.out);
-            }
-        }
+        self.send();
         self.count(received);
         TurnReport { received }
     }
@@ -224,7 +259,7 @@ impl Turns {
 
 /// Hands a port's outgoing frames to its transmit ring; what does not fit stays.
 #[inline(always)]
-pub(crate) fn flush(port: &mut WorkerPort, _pool: &Pool) {
+pub(crate) fn flush(port: &mut WorkerPort) {
     let total = port.out.len();
     if total == 0 {
         return;

@@ -1,0 +1,701 @@
+//! A dataplane that runs: watching it, talking about it, stopping it.
+//!
+//! Contract: housekeeping is two threads of the program, the [kicker](crate::kicker) and the watcher,
+//! which reports what happened to workers, follows the links and publishes port statistics. Stopping
+//! asks the workers to drain, ends within a second, by force if need be, and gives every frame back to
+//! its pool's depot. Dropping a [`Running`] stops it.
+
+use crate::builder::{LaunchError, PortRef, Restart};
+use crate::control::{Control, WorkerState};
+use crate::kicker::{self, Target};
+use crate::worker::{Body, End, Placement, Time};
+use crate::zygote::{self, Event, Handle};
+use bytemuck::Zeroable;
+use isoplane_drivers::{LinkState, Port, PortStatistics};
+use isoplane_memory::recovery::Balance;
+use isoplane_memory::stats::{Block, BlockId, Field, Segment, SegmentReader};
+use isoplane_memory::{FrameCache, Pool};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{MsgFlags, recv};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Program-written values about a worker.
+pub(crate) const WORKER_FIELDS: [Field; 3] =
+    [Field::gauge("state"), Field::gauge("pid"), Field::counter("restarts")];
+
+/// Program-written values about a port; see [`PortStatistics`] and [`LinkState`].
+pub(crate) const PORT_FIELDS: [Field; 9] = [
+    Field::gauge("link"),
+    Field::counter("port_rx_ring_full"),
+    Field::counter("port_rx_no_buffers"),
+    Field::counter("port_rx_dropped"),
+    Field::counter("port_tx_invalid"),
+    Field::counter("port_tx_ring_empty"),
+    Field::counter("port_bad_descriptors"),
+    Field::counter("port_kicks"),
+    Field::counter("port_kick_errors"),
+];
+
+const START_PATIENCE: Duration = Duration::from_secs(10);
+const STOP_PATIENCE: Duration = Duration::from_millis(800);
+const WATCH_EVERY: Duration = Duration::from_millis(50);
+
+pub(crate) struct Parts {
+    pub(crate) name: String,
+    pub(crate) placement: Placement,
+    pub(crate) restart: Restart,
+    pub(crate) kicker_cpu: Option<usize>,
+    pub(crate) ports: Vec<Box<dyn Port>>,
+    pub(crate) bodies: Vec<Body>,
+    pub(crate) targets: Vec<Target>,
+    pub(crate) segment: Arc<Segment>,
+    pub(crate) supervisor_blocks: Vec<BlockId>,
+    pub(crate) port_blocks: Vec<BlockId>,
+    pub(crate) kicker_block: BlockId,
+    pub(crate) control: Control,
+    pub(crate) time: Time,
+}
+
+/// What the program's threads share.
+struct Shared {
+    names: Vec<String>,
+    control: Control,
+    stop: Arc<AtomicBool>,
+    zygote_dead: AtomicBool,
+    ports: Mutex<Vec<Box<dyn Port>>>,
+    last_words: Mutex<Vec<Option<String>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Housekeeping data stays valid whatever panicked while it was locked.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A running dataplane.
+pub struct Running {
+    name: String,
+    shared: Arc<Shared>,
+    segment: Arc<Segment>,
+    reader: SegmentReader,
+    zygote: Option<Handle>,
+    /// The program's copies of what the worker processes own; worker threads bring theirs back.
+    bodies: Vec<Body>,
+    threads: Vec<JoinHandle<Body>>,
+    housekeeping: Vec<JoinHandle<()>>,
+    stopped: bool,
+}
+
+impl std::fmt::Debug for Running {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Running")
+            .field("name", &self.name)
+            .field("workers", &self.shared.names)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A pool and what each worker on it has in hand, by owner id.
+type HandsOn = (Arc<Pool>, Vec<(u8, u32)>);
+
+/// How a worker ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkerEnd {
+    /// Its name.
+    pub name: String,
+    /// Its last state: `Stopped` when all went well.
+    pub state: WorkerState,
+    /// How often it was started again.
+    pub restarts: u32,
+    /// What the last one that panicked said.
+    pub last_words: Option<String>,
+}
+
+/// Where a pool's frames were in the end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolEnd {
+    /// Its name.
+    pub name: String,
+    /// The count when the workers had stopped, before the queues were closed.
+    pub balance: Balance,
+    /// Frames that nobody owns now; all of them unless the program holds some itself.
+    pub in_depot: u32,
+}
+
+/// What was found when the dataplane had stopped.
+#[derive(Debug, Clone)]
+pub struct StopReport {
+    /// Each worker.
+    pub workers: Vec<WorkerEnd>,
+    /// Each pool.
+    pub pools: Vec<PoolEnd>,
+    /// Some worker did not stop in time and was killed.
+    pub forced: bool,
+    /// The zygote died before it was asked to.
+    pub zygote_died: bool,
+}
+
+impl StopReport {
+    /// Every worker stopped by itself and no frame is missing.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        !self.forced
+            && !self.zygote_died
+            && self.workers.iter().all(|w| w.state == WorkerState::Stopped)
+            && self.pools.iter().all(|pool| pool.balance.is_whole())
+    }
+}
+
+/// Why a dataplane ended without being asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Failure {
+    /// The zygote was killed; the workers died with it. Launch the dataplane again.
+    #[error("the zygote died, and the workers with it; launch the dataplane again")]
+    ZygoteDied,
+    /// No worker is left that would ever run again.
+    #[error("all workers have died and were given up; the last one said: {last_words}")]
+    NoWorkers {
+        /// What the last one that panicked said.
+        last_words: String,
+    },
+}
+
+pub(crate) fn start(parts: Parts) -> Result<Running, LaunchError> {
+    let Parts { name, placement, restart, ports, mut bodies, segment, control, time, .. } = parts;
+    let reader = segment.reader()?;
+    let block = |id: BlockId| segment.block(id).ok_or(isoplane_memory::stats::StatsError::NotASegment);
+    let kicker_block = block(parts.kicker_block)?;
+    let port_blocks = parts.port_blocks.iter().map(|id| block(*id)).collect::<Result<Vec<_>, _>>()?;
+    let worker_blocks = parts.supervisor_blocks.iter().map(|id| block(*id)).collect::<Result<Vec<_>, _>>()?;
+    let shared = Arc::new(Shared {
+        names: bodies.iter().map(|b| b.name.clone()).collect(),
+        control: control.clone(),
+        stop: Arc::new(AtomicBool::new(false)),
+        zygote_dead: AtomicBool::new(false),
+        last_words: Mutex::new(vec![None; bodies.len()]),
+        ports: Mutex::new(ports),
+    });
+    let spinning: Vec<usize> = bodies.iter().filter_map(|b| b.cpu).collect();
+    // Fork first: from here on the program may have threads.
+    let zygote = match placement {
+        Placement::Process => Some(
+            zygote::launch(&mut bodies, &control, restart)
+                .map_err(|source| LaunchError::Os { call: "fork the zygote", source })?,
+        ),
+        Placement::Thread => None,
+    };
+    let mut running = Running {
+        name,
+        reader,
+        zygote: None,
+        bodies: Vec::new(),
+        threads: Vec::new(),
+        housekeeping: Vec::new(),
+        stopped: false,
+        segment,
+        shared,
+    };
+    match zygote {
+        Some(handle) => {
+            running.bodies = bodies;
+            running.zygote = Some(handle);
+        }
+        None => running.start_threads(bodies, restart)?,
+    }
+    running.start_kicker(parts.targets, kicker_block, time, parts.kicker_cpu, &spinning)?;
+    running.start_watcher(worker_blocks, port_blocks)?;
+    running.wait_until_started()?;
+    Ok(running)
+}
+
+fn spawn<T: Send + 'static>(
+    name: &str,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> Result<JoinHandle<T>, LaunchError> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(body).map_err(|error| LaunchError::Os {
+        call: "start a thread",
+        source: Errno::from_raw(error.raw_os_error().unwrap_or(0)),
+    })
+}
+
+impl Running {
+    fn start_threads(&mut self, bodies: Vec<Body>, restart: Restart) -> Result<(), LaunchError> {
+        for (index, body) in bodies.into_iter().enumerate() {
+            let control = self.shared.control.clone();
+            let name = format!("iso-{}", body.name);
+            self.threads.push(spawn(&name, move || thread_main(body, &control, index, restart))?);
+        }
+        Ok(())
+    }
+
+    fn start_kicker(
+        &mut self,
+        targets: Vec<Target>,
+        block: Block,
+        time: Time,
+        cpu: Option<usize>,
+        spinning: &[usize],
+    ) -> Result<(), LaunchError> {
+        if targets.is_empty() {
+            return Ok(());
+        }
+        let stop = Arc::clone(&self.shared.stop);
+        // Anywhere but on a spinning worker's CPU, unless there is nowhere else.
+        let elsewhere: Vec<usize> =
+            crate::affinity::allowed().into_iter().filter(|cpu| !spinning.contains(cpu)).collect();
+        let cpus = cpu.map_or(elsewhere, |cpu| vec![cpu]);
+        if cpus.is_empty() {
+            tracing::warn!(
+                "the kicker shares the CPUs of spinning workers: sending will wait for the scheduler"
+            );
+        }
+        self.housekeeping.push(spawn("iso-kicker", move || {
+            if !cpus.is_empty()
+                && let Err(error) = crate::affinity::pin(&cpus)
+            {
+                tracing::warn!("cannot pin the kicker to CPUs {cpus:?}: {error}");
+            }
+            kicker::run(targets, &block, time, &stop);
+        })?);
+        Ok(())
+    }
+
+    fn start_watcher(&mut self, workers: Vec<Block>, ports: Vec<Block>) -> Result<(), LaunchError> {
+        let shared = Arc::clone(&self.shared);
+        let events = match &self.zygote {
+            Some(handle) => Some(handle.events.try_clone().map_err(|error| LaunchError::Os {
+                call: "dup",
+                source: Errno::from_raw(error.raw_os_error().unwrap_or(0)),
+            })?),
+            None => None,
+        };
+        self.housekeeping.push(spawn("iso-watcher", move || {
+            let mut links = vec![LinkState::Unknown; ports.len()];
+            while !shared.stop.load(Ordering::Relaxed) {
+                match &events {
+                    Some(events) => shared.listen(events, WATCH_EVERY),
+                    None => std::thread::sleep(WATCH_EVERY),
+                }
+                shared.publish(&workers, &ports, &mut links);
+            }
+        })?);
+        Ok(())
+    }
+
+    fn wait_until_started(&self) -> Result<(), LaunchError> {
+        let start = Instant::now();
+        for (slot, name) in self.shared.control.slots().zip(&self.shared.names) {
+            loop {
+                let state = slot.state();
+                if state == WorkerState::Running && slot.turns() > 0 {
+                    break;
+                }
+                let words = || slot.hear().unwrap_or_else(|| format!("it is {state:?}"));
+                let waited = start.elapsed();
+                if self.shared.zygote_dead.load(Ordering::Acquire) {
+                    let reason = "the zygote died".to_owned();
+                    return Err(LaunchError::Start { worker: name.clone(), waited, reason });
+                }
+                if state == WorkerState::GivenUp || waited > START_PATIENCE {
+                    let said = lock(&self.shared.last_words).iter().flatten().next_back().cloned();
+                    let reason = said.unwrap_or_else(words);
+                    return Err(LaunchError::Start { worker: name.clone(), waited, reason });
+                }
+                std::thread::sleep(Duration::from_micros(200));
+            }
+        }
+        Ok(())
+    }
+
+    /// The dataplane's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The statistics segment, as another process would read it.
+    #[must_use]
+    pub const fn statistics(&self) -> &SegmentReader {
+        &self.reader
+    }
+
+    /// The segment itself, to pass its descriptor on.
+    #[must_use]
+    pub const fn segment(&self) -> &Arc<Segment> {
+        &self.segment
+    }
+
+    /// Number of workers.
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        self.shared.names.len()
+    }
+
+    /// State of a worker, by its number in the order of the builder's calls.
+    #[must_use]
+    pub fn state(&self, worker: usize) -> Option<WorkerState> {
+        (worker < self.workers()).then(|| self.shared.control.slot(worker).state())
+    }
+
+    /// Process id of a worker; `None` for one in a thread.
+    #[must_use]
+    pub fn worker_pid(&self, worker: usize) -> Option<u32> {
+        (worker < self.workers()).then(|| self.shared.control.slot(worker).pid()).filter(|pid| *pid != 0)
+    }
+
+    /// Process id of the zygote; `None` when workers are threads.
+    #[must_use]
+    pub fn zygote_pid(&self) -> Option<u32> {
+        self.zygote.as_ref().map(|z| z.pid.as_raw() as u32)
+    }
+
+    /// How often a worker was started again.
+    #[must_use]
+    pub fn restarts(&self, worker: usize) -> Option<u32> {
+        (worker < self.workers()).then(|| self.shared.control.slot(worker).starts().saturating_sub(1))
+    }
+
+    /// Asks a port something; cold.
+    pub fn with_port<R>(&self, port: PortRef, ask: impl FnOnce(&dyn Port) -> R) -> Option<R> {
+        lock(&self.shared.ports).get(port.0).map(|port| ask(&**port))
+    }
+
+    /// Waits until every worker that runs has ended the turn it was in: what was unlinked from tables
+    /// before this call is not in use any more. False after `patience`.
+    #[must_use]
+    pub fn synchronise(&self, patience: Duration) -> bool {
+        let start = Instant::now();
+        let before: Vec<(u64, u32)> =
+            self.shared.control.slots().map(|slot| (slot.turns(), slot.starts())).collect();
+        self.shared.control.slots().zip(before).all(|(slot, (turns, starts))| {
+            loop {
+                let over = slot.turns() != turns
+                    || slot.starts() != starts
+                    || !matches!(slot.state(), WorkerState::Running | WorkerState::Draining);
+                if over || start.elapsed() > patience {
+                    break over;
+                }
+                std::thread::yield_now();
+            }
+        })
+    }
+
+    /// Why the dataplane has ended by itself, if it has.
+    #[must_use]
+    pub fn failure(&self) -> Option<Failure> {
+        if self.shared.zygote_dead.load(Ordering::Acquire) {
+            return Some(Failure::ZygoteDied);
+        }
+        if self.shared.control.slots().all(|slot| slot.state() == WorkerState::GivenUp) {
+            let words = lock(&self.shared.last_words).iter().flatten().next_back().cloned();
+            return Some(Failure::NoWorkers { last_words: words.unwrap_or_else(|| "nothing".to_owned()) });
+        }
+        None
+    }
+
+    /// Runs until SIGINT, SIGTERM or a failure, then stops.
+    ///
+    /// # Errors
+    /// When signal handlers cannot be installed.
+    pub fn run_until_signal(self) -> std::io::Result<StopReport> {
+        use signal_hook::consts::{SIGINT, SIGTERM};
+        let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])?;
+        loop {
+            if signals.pending().next().is_some() {
+                break;
+            }
+            if let Some(failure) = self.failure() {
+                tracing::error!("{failure}");
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(self.stop())
+    }
+
+    /// Stops: workers forward what has arrived, wait for what they sent, and end; all of it within a
+    /// second, by force if need be. Then the queues are closed and the frames counted.
+    pub fn stop(mut self) -> StopReport {
+        self.stop_now()
+    }
+
+    fn stop_now(&mut self) -> StopReport {
+        self.stopped = true;
+        let asked = Instant::now();
+        for slot in self.shared.control.slots() {
+            slot.ask_to_stop();
+        }
+        let zygote_died = self.shared.zygote_dead.load(Ordering::Acquire);
+        let forced = match self.zygote.take() {
+            Some(handle) => end_zygote(&handle, &self.shared.control, asked) && !zygote_died,
+            None => false,
+        };
+        let mut lost_threads = false;
+        for thread in self.threads.drain(..) {
+            match thread.join() {
+                Ok(body) => self.bodies.push(body),
+                Err(_) => lost_threads = true,
+            }
+        }
+        self.shared.stop.store(true, Ordering::Release);
+        for thread in self.housekeeping.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a housekeeping thread panicked");
+            }
+        }
+        let workers = self.worker_ends();
+        let pools = self.close();
+        StopReport { workers, pools, forced: forced || lost_threads, zygote_died }
+    }
+
+    fn worker_ends(&self) -> Vec<WorkerEnd> {
+        let mut words = lock(&self.shared.last_words);
+        let slots = self.shared.control.slots().zip(&self.shared.names).zip(words.iter_mut());
+        slots
+            .map(|((slot, name), words)| WorkerEnd {
+                name: name.clone(),
+                state: slot.state(),
+                restarts: slot.starts().saturating_sub(1),
+                last_words: slot.hear().or_else(|| words.take()),
+            })
+            .collect()
+    }
+
+    /// All workers are dead: counts the frames, then gives them all back.
+    #[allow(unsafe_code, reason = "retiring the caches of dead workers")]
+    fn close(&mut self) -> Vec<PoolEnd> {
+        let mut pools: Vec<HandsOn> = Vec::new();
+        let bodies = std::mem::take(&mut self.bodies);
+        for (slot, body) in self.slots_of(&bodies) {
+            let pool = body.frames.pool();
+            let stopped = slot.state() == WorkerState::Stopped;
+            // One that died could not say what it held: what its owner byte claims is taken as true.
+            let in_hand = if stopped { slot.in_hand() } else { body.frames.owned() };
+            let entry = (body.frames.id(), in_hand);
+            match pools.iter_mut().find(|(p, _)| p.same_as(pool)) {
+                Some((_, entries)) => entries.push(entry),
+                None => pools.push((Arc::clone(pool), vec![entry])),
+            }
+        }
+        let balances: Vec<Balance> = pools.iter().map(|(pool, in_hand)| Balance::of(pool, in_hand)).collect();
+        for body in bodies {
+            for queue in body.queues {
+                queue.close();
+            }
+            let frames: FrameCache = body.frames;
+            // SAFETY: the worker that had frames of this cache is dead: its process was reaped or its
+            // thread joined, with app and batches dropped.
+            unsafe { frames.retire() };
+        }
+        lock(&self.shared.ports).clear();
+        let end = |(pool, _): HandsOn, balance| PoolEnd {
+            name: pool.name().to_owned(),
+            balance,
+            in_depot: pool.in_depot(),
+        };
+        pools.into_iter().zip(balances).map(|(pool, balance)| end(pool, balance)).collect()
+    }
+
+    fn slots_of<'a>(
+        &'a self,
+        bodies: &'a [Body],
+    ) -> impl Iterator<Item = (&'a crate::control::Slot, &'a Body)> {
+        bodies.iter().filter_map(|body| {
+            let index = self.shared.names.iter().position(|name| *name == body.name)?;
+            Some((self.shared.control.slot(index), body))
+        })
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !self.stopped {
+            let report = self.stop_now();
+            if !report.is_clean() {
+                tracing::warn!("the dataplane {:?} did not stop cleanly: {report:?}", self.name);
+            }
+        }
+    }
+}
+
+/// Waits for the zygote, then kills it; says whether it had to. Worker processes are gone afterwards.
+fn end_zygote(handle: &Handle, control: &Control, asked: Instant) -> bool {
+    let mut forced = false;
+    let mut patience = STOP_PATIENCE;
+    loop {
+        match waitpid(handle.pid, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) => {}
+            Err(Errno::EINTR) => continue,
+            _ => break,
+        }
+        if asked.elapsed() > patience {
+            forced = true;
+            // The workers die with it; a second round only waits for the kernel to say so.
+            let _ = kill(handle.pid, Signal::SIGKILL);
+            patience += Duration::from_secs(5);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    // After a forced end the workers are orphans that the kernel is killing.
+    let gone = |pid: u32| kill(Pid::from_raw(pid as i32), None) == Err(Errno::ESRCH) || is_zombie(pid);
+    let end = Instant::now() + Duration::from_secs(5);
+    for slot in control.slots() {
+        while slot.pid() != 0 && !slot.state().is_final() && !gone(slot.pid()) && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    forced
+}
+
+/// A dead process that its new parent has not reaped yet.
+fn is_zombie(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X']))
+}
+
+fn thread_main(mut body: Body, control: &Control, index: usize, restart: Restart) -> Body {
+    if let Some(cpu) = body.cpu
+        && let Err(error) = crate::affinity::pin(&[cpu])
+    {
+        tracing::warn!(worker = body.name, cpu, "cannot pin the worker: {error}");
+    }
+    let slot = control.slot(index);
+    let mut failures = 0;
+    loop {
+        let start = Instant::now();
+        let (back, end) = body.live(slot);
+        body = back;
+        if end == End::Stopped {
+            return body;
+        }
+        let pause = if slot.must_stop() { None } else { restart.pause(failures, start.elapsed()) };
+        let Some(pause) = pause else {
+            slot.set_state(WorkerState::GivenUp);
+            return body;
+        };
+        tracing::warn!(worker = body.name, "the app panicked; starting it again in {pause:?}");
+        failures = if start.elapsed() > restart.forgive_after() { 1 } else { failures + 1 };
+        std::thread::sleep(pause);
+    }
+}
+
+impl Shared {
+    /// Waits up to `patience` for events of the zygote and reports them.
+    fn listen(&self, events: &std::os::fd::OwnedFd, patience: Duration) {
+        if self.zygote_dead.load(Ordering::Acquire) {
+            std::thread::sleep(patience);
+            return;
+        }
+        let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::from(50u8));
+        let mut fds = [PollFd::new(events.as_fd(), PollFlags::POLLIN)];
+        if !matches!(poll(&mut fds, timeout), Ok(n) if n > 0) {
+            return;
+        }
+        loop {
+            let mut event = Event::zeroed();
+            match recv(events.as_raw_fd(), bytemuck::bytes_of_mut(&mut event), MsgFlags::MSG_DONTWAIT) {
+                Ok(0) => return self.zygote_ended(),
+                Ok(_) => self.report(&event),
+                Err(Errno::EAGAIN) => return,
+                Err(Errno::EINTR) => {}
+                Err(_) => return self.zygote_ended(),
+            }
+        }
+    }
+
+    /// The zygote's end of the socket is closed: it has ended, as asked or not.
+    fn zygote_ended(&self) {
+        let all_final = self.control.slots().all(|slot| slot.state().is_final());
+        let asked = self.control.slots().all(crate::control::Slot::must_stop);
+        if all_final || asked {
+            // As asked; stop reading.
+            std::thread::sleep(Duration::from_millis(5));
+            return;
+        }
+        tracing::error!("the zygote died unasked, and the workers with it");
+        self.zygote_dead.store(true, Ordering::Release);
+    }
+
+    fn report(&self, event: &Event) {
+        let index = event.worker as usize;
+        let Some(worker) = self.names.get(index) else { return };
+        let how = match event.status {
+            signal @ 256.. => format!("signal {}", signal - 256),
+            code => format!("exit code {code}"),
+        };
+        let words = if matches!(event.kind, zygote::DIED | zygote::GIVEN_UP) {
+            let words = self.control.slot(index).hear();
+            if words.is_some() {
+                lock(&self.last_words)[index].clone_from(&words);
+            }
+            words.unwrap_or_default()
+        } else {
+            String::new()
+        };
+        let (pid, pause) = (event.pid, event.pause_ms);
+        match event.kind {
+            zygote::STARTED => tracing::debug!(worker, pid, "started"),
+            zygote::STOPPED => tracing::debug!(worker, pid, "stopped"),
+            zygote::DIED => {
+                tracing::warn!(worker, pid, "worker died ({how}); starting it again in {pause} ms. {words}");
+            }
+            zygote::GIVEN_UP => tracing::error!(worker, pid, "worker died ({how}); given up. {words}"),
+            zygote::FORK_FAILED => {
+                let errno = Errno::from_raw(event.status as i32);
+                tracing::error!(worker, "cannot fork the worker ({errno}); trying again in {pause} ms");
+            }
+            _ => {}
+        }
+    }
+
+    fn publish(&self, workers: &[Block], ports: &[Block], links: &mut [LinkState]) {
+        for (slot, block) in self.control.slots().zip(workers) {
+            block.set(0, u64::from(slot.state() as u32));
+            block.set(1, u64::from(slot.pid()));
+            block.set(2, u64::from(slot.starts().saturating_sub(1)));
+        }
+        for ((port, block), last) in lock(&self.ports).iter().zip(ports).zip(links) {
+            let link = port.link();
+            if link != *last {
+                match link {
+                    LinkState::Gone => tracing::error!(port = port.name(), "the interface is gone"),
+                    LinkState::Down => tracing::warn!(port = port.name(), "link down"),
+                    LinkState::Up | LinkState::Unknown => tracing::info!(port = port.name(), "link {link:?}"),
+                }
+                *last = link;
+            }
+            let PortStatistics {
+                rx_ring_full,
+                rx_no_buffers,
+                rx_dropped,
+                tx_invalid,
+                tx_ring_empty,
+                bad_descriptors,
+                kicks,
+                kick_errors,
+            } = port.statistics();
+            let values = [
+                link as u64,
+                rx_ring_full,
+                rx_no_buffers,
+                rx_dropped,
+                tx_invalid,
+                tx_ring_empty,
+                bad_descriptors,
+                kicks,
+                kick_errors,
+            ];
+            for (at, value) in values.into_iter().enumerate() {
+                block.set(at, value);
+            }
+        }
+    }
+}
