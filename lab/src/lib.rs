@@ -1,2 +1,30 @@
-//! A network laboratory: anonymous namespaces, veth pairs and kernel-side traffic.
+//! A network laboratory: namespaces, links and traffic for isoplane's demo, tests and benches.
+//!
+//! | module | what it gives |
+//! |---|---|
+//! | [`namespace`] | anonymous network namespaces, held by descriptor and gone with it |
+//! | [`veth`] | veth pairs made straight into two namespaces |
+//! | [`link`] | an interface in a namespace: addresses, MTU, state, counters, offloads, its XDP program |
+//! | [`packet`] | raw Ethernet frames in and out of an interface (`AF_PACKET`) |
+//!
+//! Nothing here has a name outside the process: no file under `/run/netns`, no interface in the
+//! namespace that the program was started in. When the last descriptor of a namespace closes, also by
+//! `kill -9`, the kernel deletes it with all its interfaces.
+//!
+//! All of it works in a program with one thread (nothing starts threads unless its name says so) and
+//! from any thread of a program with many.
 #![deny(missing_docs, unsafe_code)]
+
+pub mod error;
+pub mod link;
+pub mod namespace;
+mod netlink;
+pub mod packet;
+mod sys;
+pub mod veth;
+
+pub use error::LabError;
+pub use link::{Link, LinkStatus, Offloads};
+pub use namespace::{Entered, Namespace};
+pub use packet::PacketSocket;
+pub use veth::VethEnd;
