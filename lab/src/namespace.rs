@@ -36,7 +36,7 @@ pub struct Entered<'a> {
 impl Namespace {
     /// Makes a namespace with `lo` up, and without IPv6's talk of its own: no link-local addresses, no
     /// router solicitations, no duplicate address detection. What is then seen on a link is what was
-    /// sent there.
+    /// sent there (an IPv6 *address* that is added still joins its multicast group, with one report).
     ///
     /// The calling thread is in the new namespace for a moment and then back; no other thread is used,
     /// so that a program with one thread still has one.

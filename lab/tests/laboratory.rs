@@ -143,12 +143,9 @@ fn raw_frames_arrive_byte_for_byte_and_nothing_else_does() {
     }
     let left = Namespace::new().unwrap();
     let right = Namespace::new().unwrap();
-    let v6 = |last| IpAddr::from([0xfd77, 0, 0, 0, 0, 0, 0, last]);
-    let (one, other) = veth::pair(
-        &VethEnd::new(&left, "one").mac(A).address(v6(1), 64).down(),
-        &VethEnd::new(&right, "other").mac(B).address(v6(2), 64).down(),
-    )
-    .unwrap();
+    let (one, other) =
+        veth::pair(&VethEnd::new(&left, "one").mac(A).down(), &VethEnd::new(&right, "other").mac(B).down())
+            .unwrap();
     let sender = PacketSocket::open(&one).unwrap();
     let mut receiver = PacketSocket::open(&other).unwrap();
     one.up().unwrap();
