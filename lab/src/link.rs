@@ -10,6 +10,7 @@ use netlink_packet_route::neighbour::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 /// An interface, by its index: it stays the same one when it is renamed, and is gone when deleted.
 #[derive(Debug, Clone)]
@@ -104,7 +105,23 @@ impl<'a> Link<'a> {
         one_status(&Netlink::open(self.namespace)?, &self.name, question)
     }
 
-    /// Switches it on.
+    /// Waits until both ends are on and the kernel has noticed: it does so in the background, and drops
+    /// what is sent before. False when `timeout` passes first.
+    ///
+    /// # Errors
+    /// As [`Link::status`].
+    pub fn wait_running(&self, timeout: Duration) -> Result<bool, LabError> {
+        let deadline = Instant::now() + timeout;
+        while !self.status()?.running {
+            if Instant::now() >= deadline {
+                return Ok(false);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(true)
+    }
+
+    /// Switches it on. What is sent before [`Link::wait_running`] says yes may be lost.
     ///
     /// # Errors
     /// What the kernel said.

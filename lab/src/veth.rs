@@ -6,6 +6,7 @@ use crate::{LabError, Namespace};
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
+use std::time::Duration;
 
 /// One end of a pair to be made.
 ///
@@ -114,8 +115,11 @@ impl<'a> VethEnd<'a> {
     }
 }
 
-/// Makes the pair, each end straight in its namespace; says the two links in the order given. When
-/// anything fails nothing is left.
+/// How long the kernel may take to notice that both ends are on.
+const CARRIER: Duration = Duration::from_secs(5);
+
+/// Makes the pair, each end straight in its namespace; says the two links in the order given, ready to
+/// carry frames when both ends are on. When anything fails nothing is left.
 ///
 /// # Errors
 /// What the kernel said, naming the interface.
@@ -126,7 +130,19 @@ pub fn pair<'a, 'b>(one: &VethEnd<'a>, other: &VethEnd<'b>) -> Result<(Link<'a>,
         LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(other.message()))),
     ]));
     link::create(&Netlink::open(one.namespace)?, &one.name, message)?;
-    let finished = one.finish().and_then(|first| Ok((first, other.finish()?)));
+    let finished = one.finish().and_then(|first| {
+        let second = other.finish()?;
+        if one.up && other.up {
+            for link in [&first, &second] {
+                if !link.wait_running(CARRIER)? {
+                    let source = std::io::ErrorKind::TimedOut.into();
+                    let link = link.name().to_owned();
+                    return Err(LabError::Netlink { what: "waiting for the carrier of", link, source });
+                }
+            }
+        }
+        Ok((first, second))
+    });
     if finished.is_err()
         && let Ok(half) = one.namespace.link(&one.name)
     {

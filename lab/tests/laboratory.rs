@@ -126,6 +126,7 @@ fn a_pair_is_what_was_asked_for_and_carries_traffic() {
     assert!(!other.status().unwrap().up);
     assert!(!one.status().unwrap().running);
     other.up().unwrap();
+    assert!(one.wait_running(SECOND).unwrap());
     one.set_mtu(9000).unwrap();
     assert_eq!(one.status().unwrap().mtu, 9000);
     one.set_mac([2, 9, 9, 9, 9, 9]).unwrap();
@@ -150,6 +151,7 @@ fn raw_frames_arrive_byte_for_byte_and_nothing_else_does() {
     let mut receiver = PacketSocket::open(&other).unwrap();
     one.up().unwrap();
     other.up().unwrap();
+    assert!(one.wait_running(SECOND).unwrap() && other.wait_running(SECOND).unwrap());
     let tagged = [&B[..], &A, &[0x81, 0, 0x60, 7, 0x88, 0xb5], &[9; 46]].concat();
     let double = [&B[..], &A, &[0x88, 0xa8, 0, 5, 0x81, 0, 0x60, 7, 0x88, 0xb5], &[8; 46]].concat();
     let to_other = frame([2, 7, 7, 7, 7, 7], A, &[1; 1500]);
