@@ -4,11 +4,17 @@
 //! |---|---|
 //! | [`port`] | the traits every driver implements: cold [`Port`], hot [`RxQueue`] and [`TxQueue`] |
 //! | [`queue`] | one enum over all drivers' queues: one branch a batch |
+//! | [`null`] | a source and sink that never leaves the worker |
+//! | [`memory`] | two ports connected through shared memory, within a process or across processes |
 #![deny(missing_docs, unsafe_code)]
 
+pub mod memory;
+pub mod null;
 pub mod port;
 pub mod queue;
 
+pub use memory::MemoryPort;
+pub use null::NullPort;
 pub use port::{
     Capabilities, KickError, KickTarget, Kicked, LinkState, Port, PortStatistics, RxQueue, TxQueue,
 };

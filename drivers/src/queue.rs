@@ -1,6 +1,8 @@
 //! One type over all drivers' queues, so that a worker whose ports come from a configuration file
 //! pays one predictable branch a batch.
 
+use crate::memory::{MemoryRx, MemoryTx};
+use crate::null::{NullRx, NullTx};
 use crate::port::{KickError, RxQueue, TxQueue};
 use isoplane_memory::{Batch, FrameCache, Kernel, Survey};
 
@@ -32,6 +34,7 @@ impl Queue {
 macro_rules! any {
     ($(#[$doc:meta])* $name:ident: $trait:ident { $($(#[$vdoc:meta])* $variant:ident($inner:ty)),* $(,)? }) => {
         $(#[$doc])*
+        #[allow(clippy::large_enum_variant, reason = "a few queues a worker; a box is one more miss a batch")]
         pub enum $name {
             $($(#[$vdoc])* $variant($inner),)*
             /// Any other implementation, decorators among them.
@@ -64,12 +67,20 @@ macro_rules! any {
 any! {
     /// The receiving half of any driver's queue.
     AnyRx: RxQueue {
+        /// See [`null`](crate::null).
+        Null(NullRx),
+        /// See [`memory`](crate::memory).
+        Memory(MemoryRx),
     }
 }
 
 any! {
     /// The transmitting half of any driver's queue.
     AnyTx: TxQueue {
+        /// See [`null`](crate::null).
+        Null(NullTx),
+        /// See [`memory`](crate::memory).
+        Memory(MemoryTx),
     }
 }
 
@@ -77,6 +88,8 @@ any! {
 macro_rules! hot {
     ($self:ident, $q:ident => $call:expr) => {
         match $self {
+            Self::Null($q) => $call,
+            Self::Memory($q) => $call,
             Self::Dyn($q) => $call,
         }
     };

@@ -7,12 +7,15 @@
 use crate::cache::FrameCache;
 use crate::frame::Frame;
 use crate::pool::{META_BYTES, Pool};
+use std::cell::Cell;
+use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// Both ends for a new owner id; the pool calls it once an id.
+/// Both ends for an owner id; the pool vouches that there are no others in use.
 pub(crate) fn open(pool: &Arc<Pool>, id: u8) -> Custody {
-    (Lender { id, pool: Arc::clone(pool) }, Collector { id, pool: Arc::clone(pool) })
+    let collector = Collector { id, pool: Arc::clone(pool), _not_sync: PhantomData };
+    (Lender { id, pool: Arc::clone(pool) }, collector)
 }
 
 /// Ends a custody: what is still in it goes to the pool's depot, its owner id may be used again. Says
@@ -41,11 +44,18 @@ pub struct Lender {
 }
 
 /// The end of a custody that frames come out of, by address, and only if the owner byte says that
-/// they are in it. Not `Clone`: two collectors could make two handles to one chunk.
+/// they are in it. Neither `Clone` nor `Sync`: two collectors at work could make two handles to one
+/// chunk, since looking at an owner byte and changing it are two steps.
+///
+/// ```compile_fail
+/// fn shared<T: Sync>() {}
+/// shared::<isoplane_memory::Collector>();
+/// ```
 #[derive(Debug)]
 pub struct Collector {
     id: u8,
     pool: Arc<Pool>,
+    _not_sync: PhantomData<Cell<()>>,
 }
 
 impl Lender {

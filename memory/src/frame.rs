@@ -125,7 +125,8 @@ impl Frame {
     #[inline(always)]
     pub const fn trim_front(&mut self, n: u16) {
         let n = if n < self.len { n } else { self.len };
-        self.offset += n;
+        // Only a frame that is trimmed to nothing at the end of a 64 KiB chunk can saturate.
+        self.offset = self.offset.saturating_add(n);
         self.len -= n;
     }
 }

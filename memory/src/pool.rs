@@ -164,6 +164,12 @@ pub enum PoolError {
         /// The pool's name.
         name: String,
     },
+    /// The process has made or attached more pools than the frame handle can tell apart.
+    #[error("pool {name:?}: this process has already opened 65534 pools; keep pools open and share them")]
+    TooMany {
+        /// The pool's name.
+        name: String,
+    },
     /// The descriptor holds no pool of this version.
     #[error("the region holds no isoplane pool (or one of another version)")]
     NotAPool,
@@ -277,18 +283,21 @@ impl Pool {
                 .and_then(|a| region.slice::<u8>(a, bytes))
         };
         let payload = h.chunks as usize * h.chunk_bytes as usize;
+        // Header, owner map and chunks one after the other: bytes of a packet are never an owner byte.
+        let chunks_from = HEADER_BYTES as u64 + u64::from(h.chunks);
+        if h.owners_at != HEADER_BYTES as u64
+            || h.chunks_at < chunks_from
+            || !h.chunks_at.is_multiple_of(4096)
+        {
+            return Err(PoolError::NotAPool);
+        }
         let owners = spans(h.owners_at, h.chunks as usize).ok_or(PoolError::NotAPool)?;
         let chunks_base = spans(h.chunks_at, payload).ok_or(PoolError::NotAPool)?;
         let journal = spans(JOURNAL_AT as u64, 256 * 64).ok_or(PoolError::NotAPool)?;
-        if h.chunks_at < HEADER_BYTES as u64 || !h.chunks_at.is_multiple_of(4096) {
-            return Err(PoolError::NotAPool);
-        }
-        let tag = loop {
-            let tag = NEXT_TAG.fetch_add(1, Ordering::Relaxed);
-            if tag != 0 {
-                break tag;
-            }
-        };
+        // Never reused: a frame may outlive its pool, and must not fit another one then.
+        let tag = NEXT_TAG
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |tag| tag.checked_add(1))
+            .map_err(|_| PoolError::TooMany { name: region.name().to_owned() })?;
         let spare = h.chunk_bytes - META_BYTES - h.headroom - h.max_frame;
         // A power of two, so that choosing a colour is a mask; see `start_offset`.
         let colours = 1 << (spare / 64 + 1).min(16).ilog2();
@@ -567,6 +576,30 @@ impl Pool {
     pub fn custody(self: &Arc<Self>) -> Result<Custody, PoolError> {
         let id = self.new_owner()?;
         Ok(crate::custody::open(self, id))
+    }
+
+    /// Both ends of a custody that was opened elsewhere, for a process that it was handed to (with its
+    /// owner id) and for whoever clears up after both sides. `None` when no such id is given out.
+    ///
+    /// # Safety
+    /// At any time at most one collector of an owner id is in use, in all processes together; the
+    /// same goes for its lender.
+    #[must_use]
+    pub unsafe fn custody_of(self: &Arc<Self>, id: u8) -> Option<Custody> {
+        let word = self.owner_bits()[usize::from(id / 64)].load(Ordering::Acquire);
+        (id != DEPOT && word & 1 << (id % 64) != 0).then(|| crate::custody::open(self, id))
+    }
+
+    /// Gives a frame to the depot, for holders that have no cache at hand. Cold.
+    ///
+    /// # Errors
+    /// The frame, when it is of another pool.
+    pub fn surrender(&self, frame: Frame) -> Result<(), Frame> {
+        if !self.owns(&frame) {
+            return Err(frame);
+        }
+        self.owner(frame.chunk()).store(DEPOT, Ordering::Release);
+        Ok(())
     }
 
     /// A worker's cache with `frames` frames from the depot.

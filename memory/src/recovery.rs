@@ -18,12 +18,13 @@ use crate::pool::Pool;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// One recovery of one worker's frames.
+/// One recovery of one worker's frames. Collects evidence; nothing changes before [`Survey::finish`].
 #[derive(Debug)]
 pub struct Survey {
     pool: Arc<Pool>,
     worker: u8,
-    seen: Vec<bool>,
+    /// By chunk: whom the owner byte shall name, once a ring has shown where the chunk is.
+    sightings: Vec<Option<u8>>,
     report: Recovered,
 }
 
@@ -47,7 +48,7 @@ impl Survey {
         let pool = Arc::clone(cache.pool());
         Self {
             worker: cache.id(),
-            seen: vec![false; pool.chunks() as usize],
+            sightings: vec![None; pool.chunks() as usize],
             pool,
             report: Recovered::default(),
         }
@@ -55,39 +56,48 @@ impl Survey {
 
     /// A published ring entry names `address`.
     pub fn in_ring(&mut self, custody: u8, address: u64) {
-        if let Some(chunk) = self.sight(custody, address) {
-            self.pool.owner(chunk).store(custody, Ordering::Release);
+        if self.sight(custody, address, custody) {
             self.report.in_rings += 1;
         }
     }
 
     /// A slot that was written but not published names `address`.
     pub fn unpublished(&mut self, custody: u8, address: u64) {
-        if let Some(chunk) = self.sight(custody, address) {
-            self.pool.owner(chunk).store(self.worker, Ordering::Release);
+        if self.sight(custody, address, self.worker) {
             self.report.unpublished += 1;
         }
     }
 
-    fn sight(&mut self, custody: u8, address: u64) -> Option<u32> {
+    fn sight(&mut self, custody: u8, address: u64, belongs_to: u8) -> bool {
         let found = self.pool.chunk_of(address).filter(|&chunk| {
             let owner = self.pool.owner(chunk).load(Ordering::Acquire);
-            !self.seen[chunk as usize] && (owner == custody || owner == self.worker)
+            self.sightings[chunk as usize].is_none() && (owner == custody || owner == self.worker)
         });
         match found {
-            Some(chunk) => self.seen[chunk as usize] = true,
+            Some(chunk) => self.sightings[chunk as usize] = Some(belongs_to),
             None => self.report.lies += 1,
         }
-        found
+        found.is_some()
     }
 
-    /// Rebuilds the free list from what is left to the worker.
+    /// Corrects the owner map and rebuilds the free list from what is left to the worker.
     ///
     /// # Safety
     /// As [`FrameCache::rebuild`]; and every queue of the worker has been surveyed.
     #[allow(unsafe_code, reason = "passes the caller's promise on")]
     pub unsafe fn finish(mut self, cache: &mut FrameCache) -> Recovered {
         if cache.id() == self.worker && cache.pool().same_as(&self.pool) {
+            for (chunk, belongs_to) in (0..).zip(&self.sightings) {
+                let Some(belongs_to) = *belongs_to else { continue };
+                let owner = self.pool.owner(chunk);
+                if belongs_to == self.worker {
+                    owner.store(self.worker, Ordering::Release);
+                } else {
+                    // Only from the dead worker: a live peer may have taken it from the ring by now.
+                    let _ =
+                        owner.compare_exchange(self.worker, belongs_to, Ordering::AcqRel, Ordering::Relaxed);
+                }
+            }
             // SAFETY: the caller promises what `rebuild` asks for.
             self.report.free = unsafe { cache.rebuild() };
         }

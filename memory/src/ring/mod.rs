@@ -66,7 +66,9 @@ impl<T: Pod, M: RingMemory<T>> Producer<T, M> {
     /// Reads both indices anew: after a fork, or when a predecessor in another process died.
     pub fn resync(&mut self) {
         self.next = self.memory.load_producer(Ordering::Acquire);
-        self.consumer = self.memory.load_consumer(Ordering::Acquire);
+        // Full, until a look at the consumer's index says otherwise: that look checks it.
+        self.consumer = self.next.wrapping_sub(self.capacity());
+        let _ = self.refresh();
     }
 
     /// Number of slots.
