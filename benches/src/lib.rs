@@ -1,0 +1,37 @@
+//! Side-by-side comparisons of isoplane with its peers: one file a comparison.
+//!
+//! | module | what it gives |
+//! |---|---|
+//! | [`comparison`] | what a comparison is, and the list of them |
+//! | [`report`] | medians, ratios, spread; the table and the JSON |
+//! | [`null`] | MAC swap between null ports, against testpmd |
+//! | [`testpmd`] | DPDK's testpmd as a child process |
+//! | [`hugepages`] | huge pages for the time of a run, for both sides |
+//!
+//! Contract: both sides do the same work on the same CPU and pages, count the same thing, and run in
+//! turn, each in a process of its own. Times are reported, never asserted.
+#![deny(missing_docs, unsafe_code)]
+
+pub mod comparison;
+pub mod hugepages;
+pub mod null;
+pub mod report;
+pub mod testpmd;
+
+/// CPU of the forwarder, ours or the peer's.
+pub const FORWARDER_CPU: usize = 1;
+/// CPU of everything else: generators, control.
+pub const OTHER_CPU: usize = 0;
+
+/// Keeps the calling thread on one CPU.
+///
+/// # Errors
+/// The machine has no such CPU, or the thread may not use it.
+pub fn pin(cpu: usize) -> Result<(), comparison::BenchError> {
+    let mut set = nix::sched::CpuSet::new();
+    set.set(cpu).and_then(|()| nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set)).map_err(
+        |error| {
+            comparison::BenchError::Machine(format!("cannot run on CPU {cpu}: {error}; two CPUs are needed"))
+        },
+    )
+}

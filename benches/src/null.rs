@@ -1,0 +1,118 @@
+//! `null`: MAC swap between two null ports, 64-byte packets, bursts as each side likes them, one core.
+//!
+//! What is compared is everything that a worker does itself for a packet: take a frame, look at its
+//! bytes and change them, send it, take it back. Ours is the worker's own loop ([`Turns`]) with its
+//! counters and clock; the peer is testpmd with two `net_null` ports, which like ours hand out and take
+//! back buffers without touching them. Counted are the packets sent, on both ports together.
+
+use crate::comparison::{BenchError, Comparison, Sample};
+use crate::testpmd::Testpmd;
+use isoplane::app::{App, PortId, Turn};
+use isoplane::turns::{Turns, WorkerBlocks};
+use isoplane_drivers::null::{NullConfig, NullPort};
+use isoplane_drivers::{Port, Queue};
+use isoplane_memory::stats::{Segment, SegmentBuilder};
+use isoplane_memory::{Batch, Clock, Pool, PoolConfig};
+use std::time::{Duration, Instant};
+
+/// How long each side is measured.
+const MEASURED: Duration = Duration::from_secs(2);
+/// And how long it runs before.
+const WARM_UP: Duration = Duration::from_millis(300);
+
+/// Swaps source and destination address and sends the packet out of the other port.
+#[derive(Debug)]
+pub struct MacSwap;
+
+impl App for MacSwap {
+    #[inline(always)]
+    fn packets(&mut self, turn: &mut Turn<'_>, from: PortId, batch: &mut Batch) {
+        let pool = turn.pool();
+        for frame in batch.iter_mut() {
+            if let Some(addresses) = pool.bytes_mut(frame).first_chunk_mut::<12>() {
+                let (destination, source) = addresses.split_at_mut(6);
+                destination.swap_with_slice(source);
+            }
+        }
+        turn.send_all(PortId(from.0 ^ 1), batch);
+    }
+}
+
+/// Two null ports and the worker's loop over them.
+///
+/// # Errors
+/// See [`BenchError`].
+pub fn worker(chunks: u32) -> Result<(Turns, Segment), BenchError> {
+    let failed = |e: &dyn std::fmt::Display| BenchError::ours("null", e);
+    let pool = Pool::create(&PoolConfig::new("bench", chunks)).map_err(|e| failed(&e))?;
+    let frames = pool.cache("bench", chunks).map_err(|e| failed(&e))?;
+    let mut queues: Vec<Queue> = Vec::new();
+    for name in ["null0", "null1"] {
+        let mut port = NullPort::open(&pool, &NullConfig::new(name)).map_err(|e| failed(&e))?;
+        queues.extend(port.take_queue(0));
+    }
+    let mut segment = SegmentBuilder::default();
+    let blocks = WorkerBlocks::declare(&mut segment, "worker0", &["null0", "null1"], &[]);
+    let segment = segment.build("bench").map_err(|e| failed(&e))?;
+    let turns = Turns::new(queues, frames, &segment, &blocks);
+    Ok((turns, segment))
+}
+
+/// The comparison.
+#[derive(Debug)]
+pub struct Null;
+
+impl Comparison for Null {
+    fn name(&self) -> &'static str {
+        "null"
+    }
+
+    fn peer_name(&self) -> &'static str {
+        "dpdk-testpmd, net_null, macswap, burst 32"
+    }
+
+    fn unit(&self) -> &'static str {
+        "Mpackets/s"
+    }
+
+    fn packages(&self) -> &'static [&'static str] {
+        &["dpdk-dev"]
+    }
+
+    fn ours(&self) -> Result<Sample, BenchError> {
+        let failed = |e: &dyn std::fmt::Display| BenchError::ours("null", e);
+        crate::pin(crate::FORWARDER_CPU).map_err(|e| failed(&e))?;
+        let clock = Clock::tsc().map_err(|e| failed(&e))?;
+        let (mut turns, segment) = worker(2048)?;
+        let counters = segment.reader().map_err(|e| failed(&e))?;
+        let mut app = MacSwap;
+        let mut turn_for = |time: Duration| {
+            let start = Instant::now();
+            let before = counters.total("tx_frames");
+            loop {
+                for _ in 0..4096 {
+                    turns.turn(&mut app, clock.nanos());
+                }
+                let elapsed = start.elapsed();
+                if elapsed >= time {
+                    return (counters.total("tx_frames") - before) as f64 / elapsed.as_secs_f64();
+                }
+            }
+        };
+        turn_for(WARM_UP);
+        Ok(Sample { rate: turn_for(MEASURED) / 1e6, ..Sample::default() })
+    }
+
+    fn peer(&self) -> Result<Sample, BenchError> {
+        let eal = ["--vdev=net_null0,size=64", "--vdev=net_null1,size=64"];
+        let own = ["--forward-mode=macswap", "--burst=32", "--total-num-mbufs=8192"];
+        let mut testpmd = Testpmd::start(crate::hugepages::available(), &eal, &own)?;
+        std::thread::sleep(WARM_UP);
+        let sum = |ports: &[crate::testpmd::PortTotals]| ports.iter().map(|p| p.tx).sum::<u64>();
+        let (before, start) = testpmd.totals(2)?;
+        std::thread::sleep(MEASURED);
+        let (after, end) = testpmd.totals(2)?;
+        let packets = sum(&after).saturating_sub(sum(&before));
+        Ok(Sample { rate: packets as f64 / (end - start).as_secs_f64() / 1e6, ..Sample::default() })
+    }
+}
