@@ -134,6 +134,13 @@ impl Slot {
         self.message_len.store(len as u32, Ordering::Release);
     }
 
+    /// As [`Slot::say`], unless something has been said already: a panic hook knows the place too.
+    pub(crate) fn say_if_silent(&self, text: &str) {
+        if self.message_len.load(Ordering::Acquire) == 0 {
+            self.say(text);
+        }
+    }
+
     /// Takes the last words.
     pub(crate) fn hear(&self) -> Option<String> {
         let len = self.message_len.swap(0, Ordering::AcqRel) as usize;

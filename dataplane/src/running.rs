@@ -668,6 +668,7 @@ impl Shared {
                 match link {
                     LinkState::Gone => tracing::error!(port = port.name(), "the interface is gone"),
                     LinkState::Down => tracing::warn!(port = port.name(), "link down"),
+                    _ if *last == LinkState::Unknown => tracing::debug!(port = port.name(), "link {link:?}"),
                     LinkState::Up | LinkState::Unknown => tracing::info!(port = port.name(), "link {link:?}"),
                 }
                 *last = link;

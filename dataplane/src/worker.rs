@@ -192,8 +192,7 @@ impl Body {
         if restarts > 0 {
             self.recover();
         }
-        let turns = Turns::new(self.queues, self.frames, &self.segment, &self.blocks);
-        let mut turns = turns;
+        let mut turns = Turns::new(self.queues, self.frames, &self.segment, &self.blocks);
         let setup = Setup {
             worker: &self.name,
             ports: &self.port_names,
@@ -218,7 +217,7 @@ impl Body {
                     .map(|s| (*s).to_owned())
                     .or_else(|| panic.downcast_ref::<String>().cloned());
                 if let Some(text) = text {
-                    slot.say(&text);
+                    slot.say_if_silent(&text);
                 }
                 slot.set_state(WorkerState::Dead);
                 (self, End::Panicked)

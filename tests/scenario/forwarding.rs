@@ -1,0 +1,100 @@
+//! Frames cross a worker, in order and all of them; stopping loses none.
+
+use crate::peer::{Peer, pool, wait_for};
+use isoplane::blocks::CrossConnect;
+use isoplane::memory::Pool;
+use isoplane::{Dataplane, Idle, Placement, Restart, Running, Worker};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A cross-connect between two peers, in a process of its own.
+pub(crate) fn cross_connect(placement: Placement) -> (Arc<Pool>, Running, Peer, Peer) {
+    let pool = pool("scenario", 4096);
+    let (a, left) = Peer::new(&pool, "left");
+    let (b, right) = Peer::new(&pool, "right");
+    let mut plane = Dataplane::builder("scenario");
+    let (a, b) = (plane.port(a), plane.port(b));
+    // Tests kill on purpose, more often than a worker that keeps dying by itself is tolerated.
+    let often = Duration::from_millis(1);
+    plane.restart(Restart::BackOff { first: often, longest: often, limit: 1000 });
+    plane.placement(placement);
+    let worker = Worker::new("w0").frames(1024).idle(Idle::Yield).queue(a, 0).queue(b, 0);
+    plane.worker(worker, |_| CrossConnect);
+    let running = plane.launch().expect("launch");
+    (pool, running, left, right)
+}
+
+/// Sends `n` frames and receives them at the other end, both a few at a time.
+pub(crate) fn pass(left: &mut Peer, right: &mut Peer, n: u64) {
+    let (first, before) = (left.sent, right.received.len() as u64);
+    wait_for("frames to cross the worker", || {
+        let missing = n - (left.sent - first);
+        left.send(missing.min(32) as usize);
+        right.receive();
+        right.received.len() as u64 - before >= n
+    });
+}
+
+fn check_end(pool: &Pool, running: Running, peers: [&mut Peer; 2]) {
+    let report = running.stop();
+    assert!(report.is_clean(), "{report:?}");
+    for peer in peers {
+        peer.close();
+    }
+    assert_eq!(pool.in_depot(), pool.chunks(), "frames are missing: {report:?}, {:?}", pool.census());
+}
+
+pub(crate) fn forwards_in_order() {
+    for placement in [Placement::Process, Placement::Thread] {
+        let (pool, running, mut left, mut right) = cross_connect(placement);
+        pass(&mut left, &mut right, 20_000);
+        pass(&mut right, &mut left, 20_000);
+        for peer in [&left, &right] {
+            assert!(peer.received.iter().copied().eq(0..20_000), "out of order or twice");
+        }
+        let statistics = running.statistics();
+        assert_eq!(statistics.total("rx_frames"), 40_000);
+        assert_eq!(statistics.total("tx_frames"), 40_000);
+        assert_eq!(statistics.total("tx_bytes"), 40_000 * 64);
+        check_end(&pool, running, [&mut left, &mut right]);
+    }
+}
+
+/// Stopping while frames arrive: it ends within a second, and whatever did not get through is in a
+/// ring, not lost.
+pub(crate) fn stops_under_load() {
+    let (pool, running, mut left, mut right) = cross_connect(Placement::Process);
+    pass(&mut left, &mut right, 1000);
+    while left.send(32) != 0 {}
+    let asked = Instant::now();
+    let report = running.stop();
+    assert!(asked.elapsed() < Duration::from_secs(1), "stopping took {:?}", asked.elapsed());
+    assert!(report.is_clean(), "{report:?}");
+    while right.receive() != 0 {}
+    assert!(right.received.iter().copied().eq(0..right.received.len() as u64), "out of order or twice");
+    left.close();
+    right.close();
+    assert_eq!(pool.in_depot(), pool.chunks(), "{:?}", pool.census());
+}
+
+pub(crate) fn stops_on_sigterm() {
+    let (pool, running, mut left, mut right) = cross_connect(Placement::Process);
+    pass(&mut left, &mut right, 100);
+    let pids = [running.zygote_pid(), running.worker_pid(0)].map(|pid| pid.expect("a process"));
+    let me = nix::unistd::getpid();
+    let killer = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(200));
+        nix::sys::signal::kill(me, nix::sys::signal::Signal::SIGTERM).expect("kill");
+        Instant::now()
+    });
+    let report = running.run_until_signal().expect("signals");
+    let asked = killer.join().expect("killer");
+    assert!(asked.elapsed() < Duration::from_secs(1));
+    assert!(report.is_clean(), "{report:?}");
+    for pid in pids {
+        assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "{pid} is still there");
+    }
+    left.close();
+    right.close();
+    assert_eq!(pool.in_depot(), pool.chunks());
+}

@@ -1,0 +1,37 @@
+//! End-to-end scenarios, each in a process of its own: `scenario NAME [ARG...]`. They assert by
+//! panicking; `tests/dataplane.rs` runs them and looks at the exit status.
+
+mod faults;
+mod forwarding;
+mod launching;
+mod peer;
+mod sharing;
+
+fn main() {
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    let mut args = std::env::args().skip(1);
+    let name = args.next().unwrap_or_default();
+    let all: &[(&str, fn())] = &[
+        ("forwards-in-order", forwarding::forwards_in_order),
+        ("stops-under-load", forwarding::stops_under_load),
+        ("stops-on-sigterm", forwarding::stops_on_sigterm),
+        ("worker-killed", faults::worker_killed),
+        ("worker-killed-in-many-places", faults::worker_killed_in_many_places),
+        ("worker-panics", faults::worker_panics),
+        ("worker-given-up", faults::worker_given_up),
+        ("zygote-killed", faults::zygote_killed),
+        ("run-until-killed", faults::run_until_killed),
+        ("shares-messages-counters-tables", sharing::messages_counters_tables),
+        ("statistics-from-outside", sharing::statistics_from_outside),
+        ("launch-refusals", launching::refusals),
+        ("launch-hung-app", launching::app_that_panics_at_once),
+    ];
+    match all.iter().find(|(n, _)| *n == name) {
+        Some((_, run)) => run(),
+        None => {
+            let names: Vec<_> = all.iter().map(|(name, _)| *name).collect();
+            eprintln!("no scenario {name:?}; there are: {names:?}");
+            std::process::exit(2);
+        }
+    }
+}
