@@ -54,17 +54,16 @@ impl Peer {
 
     /// Sends up to `n` frames with increasing numbers; says how many went.
     pub(crate) fn send(&mut self, n: usize) -> usize {
-        let mut number = self.sent;
+        let numbers = self.sent..;
         let (queue, frames, batch) = self.parts();
         queue.tx.reclaim(frames);
         let got = frames.get_batch(batch, n, 64);
         let pool = Arc::clone(frames.pool());
-        for frame in batch.iter_mut() {
+        for (number, frame) in numbers.zip(batch.iter_mut()) {
             let bytes = pool.bytes_mut(frame);
             bytes[..12].copy_from_slice(b"\x02\0\0\0\0\x01\x02\0\0\0\0\x02");
             bytes[12..14].copy_from_slice(&[0x88, 0xb5]);
             bytes[14..22].copy_from_slice(&number.to_le_bytes());
-            number += 1;
         }
         let sent = queue.tx.transmit(batch);
         debug_assert!(sent <= got);
