@@ -13,6 +13,7 @@
 //! | [`turns`] | the loop itself: receive, app, transmit, reclaim, one kick, counters |
 //! | [`kicker`] | the housekeeping thread that makes the workers' system calls for them |
 //! | [`blocks`] | reusable forwarding steps: cross-connect, learning bridge |
+//! | [`wire`] | packet formats: views over bytes, and values |
 #![deny(missing_docs, unsafe_code)]
 
 mod affinity;
@@ -24,6 +25,7 @@ pub mod kicker;
 pub mod message;
 pub mod running;
 pub mod turns;
+pub mod wire;
 pub mod worker;
 mod zygote;
 

@@ -1,5 +1,7 @@
 //! Reusable forwarding steps. Each is an [`App`](crate::App), or can be called from one.
 
+pub mod bridge;
 pub mod cross_connect;
 
+pub use bridge::{Bridge, BridgeConfig};
 pub use cross_connect::CrossConnect;
