@@ -5,7 +5,7 @@
 //! the kernel or does unbounded work. A frame that the app leaves in the batch is dropped and counted
 //! as [`DropReason::Unhandled`].
 
-use isoplane_drivers::{Queue, TxQueue};
+use isoplane_drivers::{LinkState, Queue, TxQueue};
 use isoplane_memory::stats::Block;
 use isoplane_memory::{Batch, Frame, FrameCache, Pool};
 use std::sync::Arc;
@@ -87,6 +87,8 @@ pub(crate) struct WorkerPort {
     pub(crate) out: Batch,
     /// The rest of a packet whose beginning was dropped is dropped too.
     pub(crate) dropping: bool,
+    /// Where the watcher publishes the link state, in the first word.
+    pub(crate) link: Option<Block>,
     /// Per-port counters; see `turns::port_field`.
     pub(crate) counters: Block,
 }
@@ -124,6 +126,20 @@ impl<'a> Turn<'a> {
     #[must_use]
     pub const fn ports(&self) -> usize {
         self.ports.len()
+    }
+
+    /// State of a port's link, as the program's watcher saw it last (some 50 ms ago at most);
+    /// `Unknown` where nobody watches or there is no such port.
+    #[inline(always)]
+    #[must_use]
+    pub fn link(&self, port: PortId) -> LinkState {
+        let block = self.ports.get(port.index()).and_then(|port| port.link.as_ref());
+        block.map_or(LinkState::Unknown, |block| match block.get(0) {
+            1 => LinkState::Up,
+            2 => LinkState::Down,
+            3 => LinkState::Gone,
+            _ => LinkState::Unknown,
+        })
     }
 
     /// True when the worker is asked to stop: send what is held, take nothing new on.

@@ -350,6 +350,9 @@ impl Builder {
             .collect();
         let port_blocks: Vec<_> =
             port_names.iter().map(|name| segment.block("", name, &running::PORT_FIELDS)).collect();
+        for ((worker, _), blocks) in self.workers.iter().zip(&mut blocks) {
+            blocks.follow_links(worker.queues.iter().map(|(port, _)| port_blocks[port.0]).collect());
+        }
         let kicker_block = segment.block("", "kicker", &kicker::field::FIELDS);
         let segment = Arc::new(segment.build(&self.name)?);
         let control = Control::create(&self.name, self.workers.len())?;

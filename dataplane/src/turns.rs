@@ -66,6 +66,8 @@ pub mod worker_field {
 pub struct WorkerBlocks {
     worker: BlockId,
     ports: Vec<BlockId>,
+    /// Where the watcher publishes each port's link state; empty when there is no watcher.
+    links: Vec<BlockId>,
     app: BlockId,
 }
 
@@ -75,8 +77,14 @@ impl WorkerBlocks {
         Self {
             worker: segment.block(worker, "", &worker_field::fields()),
             ports: ports.iter().map(|port| segment.block(worker, port, &port_field::FIELDS)).collect(),
+            links: Vec::new(),
             app: segment.block(worker, "app", app),
         }
+    }
+
+    /// Names the blocks whose first word is the link state of each port, in the ports' order.
+    pub(crate) fn follow_links(&mut self, links: Vec<BlockId>) {
+        self.links = links;
     }
 }
 
@@ -110,10 +118,11 @@ impl Turns {
     pub fn new(queues: Vec<Queue>, frames: FrameCache, segment: &Segment, blocks: &WorkerBlocks) -> Self {
         assert_eq!(queues.len(), blocks.ports.len(), "one block a port");
         let block = |id| segment.block(id).unwrap_or_else(|| panic!("{id:?} is of another segment"));
-        let ports = queues.into_iter().zip(&blocks.ports).map(|(queue, id)| WorkerPort {
+        let ports = queues.into_iter().zip(&blocks.ports).enumerate().map(|(at, (queue, id))| WorkerPort {
             queue,
             out: Batch::new(),
             dropping: false,
+            link: blocks.links.get(at).map(|id| block(*id)),
             counters: block(*id),
         });
         Self {

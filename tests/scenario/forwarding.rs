@@ -2,8 +2,11 @@
 
 use crate::peer::{Peer, pool, wait_for};
 use isoplane::blocks::CrossConnect;
-use isoplane::memory::Pool;
-use isoplane::{Dataplane, Idle, Placement, Restart, Running, Worker};
+use isoplane::drivers::LinkState;
+use isoplane::drivers::memory::{MemoryConfig, MemoryPort};
+use isoplane::memory::stats::Field;
+use isoplane::memory::{Batch, Pool};
+use isoplane::{App, Dataplane, DropReason, Idle, Placement, PortId, Restart, Running, Turn, Worker};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -97,4 +100,54 @@ pub(crate) fn stops_on_sigterm() {
     left.close();
     right.close();
     assert_eq!(pool.in_depot(), pool.chunks());
+}
+
+/// Two workers, each with an outside port, joined by a memory link: frames change hands between
+/// processes and each worker's number of frames stays what it was.
+pub(crate) fn two_workers_joined() {
+    let pool = pool("scenario", 8192);
+    let (a, mut left) = Peer::new(&pool, "left");
+    let (b, mut right) = Peer::new(&pool, "right");
+    let (near, far) = MemoryPort::pair(&pool, &MemoryConfig::new("near"), "far").expect("memory port");
+    let mut plane = Dataplane::builder("joined");
+    let (a, b, near, far) = (plane.port(a), plane.port(b), plane.port(near), plane.port(far));
+    let worker = |name| Worker::new(name).idle(Idle::Yield);
+    plane.worker(worker("w0").queue(a, 0).queue(near, 0), |_| CrossConnect);
+    plane.worker(worker("w1").queue(far, 0).queue(b, 0), |_| CrossConnect);
+    let running = plane.launch().expect("launch");
+    pass(&mut left, &mut right, 20_000);
+    pass(&mut right, &mut left, 20_000);
+    assert!(left.received.iter().copied().eq(0..20_000));
+    assert!(right.received.iter().copied().eq(0..20_000));
+    let drops: u64 = DropReason::NAMES.iter().map(|name| running.statistics().total(name)).sum();
+    assert_eq!(drops, 0);
+    check_end(&pool, running, [&mut left, &mut right]);
+}
+
+/// Reports what it knows of its port's link in a gauge.
+struct LinkGauge;
+
+impl App for LinkGauge {
+    fn packets(&mut self, _: &mut Turn<'_>, _: PortId, _: &mut Batch) {}
+
+    fn turn(&mut self, turn: &mut Turn<'_>) {
+        turn.gauge(0, turn.link(PortId(0)) as u64);
+    }
+}
+
+/// The watcher tells the apps when the other end of a port goes away.
+pub(crate) fn app_sees_the_link() {
+    let pool = pool("scenario", 4096);
+    let (a, mut left) = Peer::new(&pool, "left");
+    let mut plane = Dataplane::builder("links");
+    let a = plane.port(a);
+    let worker = Worker::new("w0").idle(Idle::Yield).queue(a, 0).counters(&[Field::gauge("seen")]);
+    plane.worker(worker, |_| LinkGauge);
+    let running = plane.launch().expect("launch");
+    wait_for("the app to see the link up", || running.statistics().total("seen") == LinkState::Up as u64);
+    left.close();
+    wait_for("the app to see it gone", || running.statistics().total("seen") == LinkState::Gone as u64);
+    let report = running.stop();
+    assert!(report.is_clean(), "{report:?}");
+    assert_eq!(pool.in_depot(), pool.chunks(), "{:?}", pool.census());
 }

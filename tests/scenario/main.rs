@@ -15,6 +15,8 @@ fn main() {
         ("forwards-in-order", forwarding::forwards_in_order),
         ("stops-under-load", forwarding::stops_under_load),
         ("stops-on-sigterm", forwarding::stops_on_sigterm),
+        ("two-workers-joined", forwarding::two_workers_joined),
+        ("app-sees-the-link", forwarding::app_sees_the_link),
         ("worker-killed", faults::worker_killed),
         ("worker-killed-in-many-places", faults::worker_killed_in_many_places),
         ("worker-panics", faults::worker_panics),

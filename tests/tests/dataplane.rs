@@ -20,6 +20,8 @@ scenarios! {
     forwards_in_order = "forwards-in-order";
     stops_under_load = "stops-under-load";
     stops_on_sigterm = "stops-on-sigterm";
+    two_workers_joined = "two-workers-joined";
+    app_sees_the_link = "app-sees-the-link";
     worker_killed = "worker-killed";
     worker_killed_in_many_places = "worker-killed-in-many-places";
     worker_panics = "worker-panics";
