@@ -4,10 +4,13 @@
 //! |---|---|
 //! | [`port`] | the traits every driver implements: cold [`Port`], hot [`RxQueue`] and [`TxQueue`] |
 //! | [`queue`] | one enum over all drivers' queues: one branch a batch |
+//! | `conformance` (a feature) | the suite that every driver must pass |
 //! | [`null`] | a source and sink that never leaves the worker |
 //! | [`memory`] | two ports connected through shared memory, within a process or across processes |
 #![deny(missing_docs, unsafe_code)]
 
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub mod memory;
 pub mod null;
 pub mod port;
