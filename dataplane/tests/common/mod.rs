@@ -19,6 +19,7 @@ struct Wire {
     to_worker: VecDeque<Frames>,
     from_worker: VecDeque<Frames>,
     open: Frames,
+    checksum_starts: Vec<u16>,
 }
 
 struct Rx {
@@ -73,6 +74,9 @@ impl TxQueue for Tx {
         let fits = batch.whole_packets(self.ring - self.held.len());
         for frame in batch.drain().take(fits) {
             wire.open.push(self.pool.bytes(&frame).to_vec());
+            if frame.flags().contains(FrameFlags::TX_CHECKSUM | FrameFlags::META) {
+                wire.checksum_starts.extend(self.pool.meta(&frame).map(|meta| meta.csum_start));
+            }
             if !frame.has_more() {
                 let packet = std::mem::take(&mut wire.open);
                 wire.from_worker.push_back(packet);
@@ -184,6 +188,11 @@ impl<A: App> Bench<A> {
             wire.from_worker.drain(..).collect()
         };
         self.wires.iter().map(take).collect()
+    }
+
+    /// Where the checksums start that the port was asked to compute.
+    pub(crate) fn checksum_starts(&self, port: usize) -> Vec<u16> {
+        self.wires[port].lock().unwrap().checksum_starts.clone()
     }
 
     /// Sends one packet through and says what left each port, as whole packets.
