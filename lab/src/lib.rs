@@ -5,6 +5,7 @@
 //! | [`namespace`] | anonymous network namespaces, held by descriptor and gone with it |
 //! | [`veth`] | veth pairs made straight into two namespaces |
 //! | [`link`] | an interface in a namespace: addresses, MTU, state, counters, offloads, its XDP program |
+//! | [`traffic`] | ICMP, UDP and TCP from one kernel to another, sent and verified by us |
 //! | [`packet`] | raw Ethernet frames in and out of an interface (`AF_PACKET`) |
 //!
 //! Nothing here has a name outside the process: no file under `/run/netns`, no interface in the
@@ -12,7 +13,7 @@
 //! `kill -9`, the kernel deletes it with all its interfaces.
 //!
 //! All of it works in a program with one thread (nothing starts threads unless its name says so) and
-//! from any thread of a program with many.
+//! from any thread of a program with many; traffic runs in threads of its own.
 #![deny(missing_docs, unsafe_code)]
 
 pub mod error;
@@ -21,10 +22,12 @@ pub mod namespace;
 mod netlink;
 pub mod packet;
 mod sys;
+pub mod traffic;
 pub mod veth;
 
 pub use error::LabError;
 pub use link::{Link, LinkStatus, Offloads};
 pub use namespace::{Entered, Namespace};
 pub use packet::PacketSocket;
+pub use traffic::{Endpoint, Flow, FlowReport, Traffic};
 pub use veth::VethEnd;

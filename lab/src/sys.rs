@@ -169,3 +169,16 @@ pub(crate) fn packet_receive(
     }
     Ok(Some((length.cast_unsigned(), vlan)))
 }
+
+/// Segments that a TCP socket had to send again so far.
+pub(crate) fn tcp_retransmitted(socket: &impl AsFd) -> io::Result<u64> {
+    // SAFETY: all-zero bytes are a valid `tcp_info`.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut size = size_of::<libc::tcp_info>() as libc::socklen_t;
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: the kernel writes at most `size` bytes, which `info` has.
+    let result = unsafe {
+        libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, (&raw mut info).cast(), &raw mut size)
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(u64::from(info.tcpi_total_retrans)) }
+}
