@@ -3,7 +3,7 @@
 use crate::netlink::Netlink;
 use crate::{LabError, Namespace, sys};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE};
-use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage, LinkXdp, State};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
@@ -105,14 +105,14 @@ impl<'a> Link<'a> {
         one_status(&Netlink::open(self.namespace)?, &self.name, question)
     }
 
-    /// Waits until both ends are on and the kernel has noticed: it does so in the background, and drops
-    /// what is sent before. False when `timeout` passes first.
+    /// Waits until both ends are on, the kernel has noticed, and IPv6 addresses may be used: it does all
+    /// that in the background, and drops what is sent before. False when `timeout` passes first.
     ///
     /// # Errors
     /// As [`Link::status`].
     pub fn wait_running(&self, timeout: Duration) -> Result<bool, LabError> {
         let deadline = Instant::now() + timeout;
-        while !self.status()?.running {
+        while !(self.status()?.running && self.addresses_usable()?) {
             if Instant::now() >= deadline {
                 return Ok(false);
             }
@@ -169,7 +169,8 @@ impl<'a> Link<'a> {
         self.set("setting the Ethernet address of", LinkAttribute::Address(mac.to_vec()))
     }
 
-    /// Gives it an address; IPv6 addresses are usable at once (no duplicate address detection).
+    /// Gives it an address. An IPv6 address can be used when [`Link::wait_running`] says so: at once in a
+    /// namespace made by [`Namespace::new`], after duplicate address detection elsewhere.
     ///
     /// # Errors
     /// What the kernel said.
@@ -180,9 +181,6 @@ impl<'a> Link<'a> {
         message.header.scope = AddressScope::Universe;
         message.header.index = self.index;
         message.attributes = vec![AddressAttribute::Local(address), AddressAttribute::Address(address)];
-        if address.is_ipv6() {
-            message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
-        }
         let message = RouteNetlinkMessage::NewAddress(message);
         self.change("adding an address to", message, NLM_F_CREATE | NLM_F_REPLACE)
     }
@@ -259,6 +257,24 @@ impl<'a> Link<'a> {
             on.set(offload, on.contains(offload) || value != 0);
         }
         Ok(on)
+    }
+
+    /// An IPv6 address is tentative until the kernel, in the background, has joined the multicast group
+    /// that neighbours ask for it in. (One added with `IFA_F_NODAD` never says that it is not there yet.)
+    fn addresses_usable(&self) -> Result<bool, LabError> {
+        let mut question = AddressMessage::default();
+        question.header.family = AddressFamily::Inet6;
+        question.header.index = self.index;
+        let question = RouteNetlinkMessage::GetAddress(question);
+        let netlink = Netlink::open(self.namespace)?;
+        let answers = netlink.ask("asking about the addresses of", &self.name, question, NLM_F_DUMP)?;
+        Ok(!answers.iter().any(|answer| match answer {
+            RouteNetlinkMessage::NewAddress(address) => {
+                address.header.index == self.index
+                    && address.header.flags.contains(AddressHeaderFlags::Tentative)
+            }
+            _ => false,
+        }))
     }
 
     fn ioctl_socket(&self) -> Result<std::net::UdpSocket, LabError> {

@@ -52,7 +52,7 @@ impl Namespace {
         back.leave()?;
         let new = new?;
         for (name, value) in
-            [("accept_ra", "0"), ("autoconf", "0"), ("addr_gen_mode", "1"), ("dad_transmits", "0")]
+            [("accept_ra", "0"), ("autoconf", "0"), ("addr_gen_mode", "1"), ("accept_dad", "0")]
         {
             for which in ["all", "default"] {
                 let path = format!("ipv6/conf/{which}/{name}");

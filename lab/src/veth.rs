@@ -115,7 +115,7 @@ impl<'a> VethEnd<'a> {
     }
 }
 
-/// How long the kernel may take to notice that both ends are on.
+/// How long the kernel may take to notice that both ends are on and to make addresses usable.
 const CARRIER: Duration = Duration::from_secs(5);
 
 /// Makes the pair, each end straight in its namespace; says the two links in the order given, ready to

@@ -57,7 +57,7 @@ fn every_flow_is_verified_over_both_families() {
         wait_until("traffic", || traffic.counts().iter().all(|(_, c)| c.verified >= 200));
         let reports = traffic.stop();
         for report in &reports {
-            assert!(report.is_clean(), "{report:?}");
+            assert!(report.is_clean(), "IPv{}: {report:?}", if v6 { 6 } else { 4 });
             let Counts { sent, verified, late, .. } = report.counts;
             assert_eq!(late, 0);
             match report.flow {
