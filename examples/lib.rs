@@ -1,1 +1,6 @@
-//! The examples are the files beside this one; `cargo run --release -p isoplane-examples --example l2fwd`.
+//! Small programs to copy from. Each is one file beside this one:
+//!
+//! ```text
+//! cargo run --release -p isoplane-examples --example l2fwd -- eth0 eth1
+//! cargo run --release -p isoplane-examples --example embedded
+//! ```

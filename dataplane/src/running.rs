@@ -143,6 +143,19 @@ pub struct StopReport {
 }
 
 impl StopReport {
+    /// Frames of all pools.
+    #[must_use]
+    pub fn frames(&self) -> u32 {
+        self.pools.iter().map(|pool| pool.balance.total).sum()
+    }
+
+    /// Frames of all pools that were where they should be: all of them, unless some leaked.
+    #[must_use]
+    pub fn accounted(&self) -> u32 {
+        let missing: i64 = self.pools.iter().map(|pool| pool.balance.missing.abs()).sum();
+        self.frames().saturating_sub(u32::try_from(missing).unwrap_or(u32::MAX))
+    }
+
     /// Every worker stopped by itself and no frame is missing.
     #[must_use]
     pub fn is_clean(&self) -> bool {
