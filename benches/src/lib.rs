@@ -35,3 +35,20 @@ pub fn pin(cpu: usize) -> Result<(), comparison::BenchError> {
         },
     )
 }
+
+/// CPU time that all threads of a process have used, from `/proc/PID/task/*/schedstat`
+/// (Documentation/scheduler/sched-stats.rst): on a machine that does other things too, the honest
+/// measure of a forwarder that spins.
+///
+/// # Errors
+/// The process is gone, or the kernel keeps no such numbers.
+pub fn cpu_time(pid: u32) -> Result<std::time::Duration, comparison::BenchError> {
+    let failed =
+        |e: std::io::Error| comparison::BenchError::Machine(format!("CPU time of process {pid}: {e}"));
+    let mut nanos = 0;
+    for task in std::fs::read_dir(format!("/proc/{pid}/task")).map_err(failed)? {
+        let text = std::fs::read_to_string(task.map_err(failed)?.path().join("schedstat")).map_err(failed)?;
+        nanos += text.split(' ').next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
+    }
+    Ok(std::time::Duration::from_nanos(nanos))
+}

@@ -110,26 +110,30 @@ impl Testpmd {
         }
     }
 
-    /// Totals of `ports` ports, and when they were read.
+    /// Totals of `ports` ports.
     ///
     /// # Errors
     /// See [`BenchError`].
-    pub fn totals(&mut self, ports: usize) -> Result<(Vec<PortTotals>, Instant), BenchError> {
+    pub fn totals(&mut self, ports: usize) -> Result<Vec<PortTotals>, BenchError> {
         self.say("show port stats all")?;
         let mut totals = Vec::new();
-        let mut at = Instant::now();
         while totals.len() < ports {
             let rx = self.until("no RX-packets in its statistics", |l| l.contains("RX-packets:"))?;
             let tx = self.until("no TX-packets in its statistics", |l| l.contains("TX-packets:"))?;
-            if totals.is_empty() {
-                at = Instant::now();
-            }
             match (number_after(&rx, "RX-packets:"), number_after(&tx, "TX-packets:")) {
                 (Some(rx), Some(tx)) => totals.push(PortTotals { rx, tx }),
                 _ => return Err(self.broken("no numbers in its statistics")),
             }
         }
-        Ok((totals, at))
+        Ok(totals)
+    }
+
+    /// CPU time that testpmd has used.
+    ///
+    /// # Errors
+    /// See [`BenchError`].
+    pub fn cpu_time(&self) -> Result<Duration, BenchError> {
+        crate::cpu_time(self.child.id())
     }
 }
 

@@ -212,7 +212,7 @@ impl Turns {
                 continue;
             }
             received += n;
-            let bytes: u64 = self.batch.iter().map(|f| u64::from(f.len())).sum();
+            let bytes = self.batch.bytes();
             port.counters.add(port_field::RX_FRAMES, n as u64);
             port.counters.add(port_field::RX_BYTES, bytes);
             let (batch, mut turn) = self.borrow(now);
@@ -273,10 +273,10 @@ pub(crate) fn flush(port: &mut WorkerPort) {
     if total == 0 {
         return;
     }
-    let mut bytes: u64 = port.out.iter().map(|f| u64::from(f.len())).sum();
+    let mut bytes = port.out.bytes();
     let sent = port.queue.tx.transmit(&mut port.out);
     if sent != total {
-        bytes -= port.out.iter().map(|f| u64::from(f.len())).sum::<u64>();
+        bytes -= port.out.bytes();
     }
     port.counters.add(port_field::TX_FRAMES, sent as u64);
     port.counters.add(port_field::TX_BYTES, bytes);

@@ -71,10 +71,10 @@ impl FrameCache {
         let pool = &*self.pool;
         let len = len.min(pool.max_frame() as u16);
         let n = n.min(self.free.len()).min(batch.room());
+        // The last ones put back, since their lines are warm; among them the order does not matter.
         let from = self.free.len() - n;
-        let mut chunks = self.free[from..].iter().rev();
-        let got = batch
-            .fill_with(n, || chunks.next().map(|&chunk| pool.frame_at(chunk, pool.start_offset(chunk), len)));
+        let starts = pool.starts();
+        let got = batch.extend_with(&self.free[from..], |chunk| starts.frame(chunk, len));
         self.free.truncate(self.free.len() - got);
         got
     }
@@ -90,19 +90,30 @@ impl FrameCache {
     #[inline(always)]
     pub fn put_front(&mut self, batch: &mut Batch, n: usize) {
         let n = n.min(batch.len()).min(self.free.capacity() - self.free.len());
-        for frame in &batch.as_slice()[..n] {
-            debug_assert!(self.pool.owns(frame), "frame of another pool");
-            if self.pool.owns(frame) {
-                let len = self.free.len();
-                // SAFETY: `n` is at most the spare capacity, so the slot exists and growing the
-                // length by one covers just the value written.
-                unsafe {
-                    self.free.as_mut_ptr().add(len).write(frame.chunk());
-                    self.free.set_len(len + 1);
-                }
-            }
+        let tag = self.pool.tag();
+        let mut alien = 0;
+        for (slot, frame) in self.free.spare_capacity_mut().iter_mut().zip(&batch.as_slice()[..n]) {
+            slot.write(frame.chunk());
+            alien |= frame.pool_tag() ^ tag;
+        }
+        if alien == 0 {
+            // SAFETY: `n` is at most the spare capacity, and the loop has written as many slots.
+            unsafe { self.free.set_len(self.free.len() + n) };
+        } else {
+            self.put_known(&batch.as_slice()[..n]);
         }
         batch.forget_front(n);
+    }
+
+    /// As `put_front`, for frames among which some are of another pool: those are leaked there.
+    #[cold]
+    fn put_known(&mut self, frames: &[Frame]) {
+        debug_assert!(false, "frame of another pool");
+        for frame in frames.iter().filter(|frame| self.pool.owns(frame)) {
+            if self.free.len() < self.free.capacity() {
+                self.free.push(frame.chunk());
+            }
+        }
     }
 
     /// Frames that this worker owns, free or in its hands, by the owner map: cold.

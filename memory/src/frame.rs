@@ -5,6 +5,7 @@
 //! chunk's owner byte first, and it is used up by giving it back. It is neither `Copy` nor `Clone`,
 //! and it has no `Drop`: a dropped frame is a leak which the balance shows
 //! ([`recovery`](crate::recovery)) and the next recovery repairs.
+#![allow(unsafe_code, reason = "a frame is made of two words; see the block")]
 
 bitflags::bitflags! {
     /// What is known about a frame, beside its place and length.
@@ -44,6 +45,15 @@ impl Frame {
     /// Only pool, cache and custody make frames, after they checked the bounds and the owner.
     #[inline(always)]
     pub(crate) const fn new(pool: u16, chunk: u32, offset: u16, len: u16) -> Self {
+        // As two words, since six narrow stores a frame are a third of a null port's cost.
+        #[cfg(target_endian = "little")]
+        {
+            let place = chunk as u64 | (offset as u64) << 32 | (len as u64) << 48;
+            // SAFETY: both types have 16 bytes and no padding, every bit pattern is a `Frame`, and the
+            // words are laid out as the fields are on a little-endian machine.
+            unsafe { std::mem::transmute::<[u64; 2], Self>([place, (pool as u64) << 16]) }
+        }
+        #[cfg(not(target_endian = "little"))]
         Self { chunk, offset, len, flags: FrameFlags::empty(), pool, mark: 0 }
     }
 

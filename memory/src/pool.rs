@@ -16,6 +16,7 @@
 //! [`recovery`](crate::recovery) reads it.
 #![allow(unsafe_code, reason = "chunk bytes and owner map in shared memory; see each block")]
 
+use crate::batch::Batch;
 use crate::cache::FrameCache;
 use crate::custody::{Custody, Lender};
 use crate::frame::Frame;
@@ -418,6 +419,22 @@ impl Pool {
         unsafe { self.chunks_base.add(at) }
     }
 
+    /// Changes the bytes of each frame of a batch: as [`Pool::bytes_mut`] for each in turn, but the
+    /// pool's geometry is read once.
+    #[inline(always)]
+    pub fn for_each_mut(&self, batch: &mut Batch, mut change: impl FnMut(&mut [u8])) {
+        let (base, shift, tag) = (self.chunks_base, self.shift, self.tag);
+        for frame in batch.iter_mut() {
+            if frame.pool_tag() == tag {
+                let at = ((frame.chunk() as usize) << shift) + frame.offset() as usize;
+                // SAFETY: as in `bytes_mut`; base and shift are this pool's, and do not change.
+                change(unsafe {
+                    std::slice::from_raw_parts_mut(base.add(at).as_ptr(), frame.len() as usize)
+                });
+            }
+        }
+    }
+
     /// Asks the CPU to fetch the packet's first line.
     #[inline(always)]
     pub fn prefetch(&self, frame: &Frame) {
@@ -494,6 +511,18 @@ impl Pool {
     #[inline(always)]
     pub(crate) const fn frame_at(&self, chunk: u32, offset: u16, len: u16) -> Frame {
         Frame::new(self.tag, chunk, offset, len)
+    }
+
+    /// What it takes to make many frames, read once.
+    #[inline(always)]
+    pub(crate) const fn starts(&self) -> Starts {
+        Starts { tag: self.tag, first: META_BYTES + self.headroom, colour_mask: self.colours - 1 }
+    }
+
+    /// What tells the frames of this pool from those of others.
+    #[inline(always)]
+    pub(crate) const fn tag(&self) -> u16 {
+        self.tag
     }
 
     #[inline(always)]
@@ -656,5 +685,21 @@ impl Pool {
     #[must_use]
     pub fn chunk_of(&self, address: u64) -> Option<u32> {
         u32::try_from(address >> self.shift).ok().filter(|c| *c < self.chunks)
+    }
+}
+
+/// A pool's frame starts: see [`Pool::start_offset`].
+#[derive(Clone, Copy)]
+pub(crate) struct Starts {
+    tag: u16,
+    first: u32,
+    colour_mask: u32,
+}
+
+impl Starts {
+    /// A frame for a chunk that the caller has just become the owner of.
+    #[inline(always)]
+    pub(crate) const fn frame(self, chunk: u32, len: u16) -> Frame {
+        Frame::new(self.tag, chunk, (self.first + (chunk & self.colour_mask) * 64) as u16, len)
     }
 }
