@@ -1,7 +1,7 @@
 //! Traffic across a plain veth pair, across one that goes away, and without a path.
 
 use isoplane_lab::traffic::{self, Counts, Endpoint, Flow, Traffic};
-use isoplane_lab::{Namespace, VethEnd, veth};
+use isoplane_lab::{Namespace, PacketSocket, VethEnd, veth};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
@@ -120,4 +120,20 @@ fn without_a_path_it_stops_as_well() {
     let reports = traffic.stop();
     assert_eq!(reports[0].counts.verified, 0);
     assert!(!reports[0].is_clean());
+}
+
+#[test]
+fn frames_go_between_any_two_stations() {
+    if !root() {
+        return;
+    }
+    let (left, right) = (Namespace::new().unwrap(), Namespace::new().unwrap());
+    let (one, two) = veth::pair(&VethEnd::new(&left, "eth0"), &VethEnd::new(&right, "eth0")).unwrap();
+    let client = PacketSocket::open(&one).unwrap();
+    let server = PacketSocket::open(&two).unwrap();
+    let traffic = Traffic::between(client, server, 16, 1400).unwrap();
+    wait_until("traffic", || traffic.counts()[0].1.verified >= 500);
+    let reports = traffic.stop();
+    assert!(reports[0].is_clean(), "{reports:?}");
+    assert_eq!(reports[0].counts.sent, reports[0].counts.verified);
 }

@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 /// A request's number and what it is: in front of the content.
-const HEADER: usize = 16;
-const LEAST: usize = HEADER + 2;
-const REQUEST: u64 = 0x7265_7175_6573_7421;
-const RESPONSE: u64 = 0x7265_7370_6f6e_7365;
+pub(super) const HEADER: usize = 16;
+pub(super) const LEAST: usize = HEADER + 2;
+pub(super) const REQUEST: u64 = 0x7265_7175_6573_7421;
+pub(super) const RESPONSE: u64 = 0x7265_7370_6f6e_7365;
 
 /// A message of one kind, checked byte for byte; `None` when it is not one.
-fn number_of(message: &[u8], kind: u64, largest: usize) -> Option<u64> {
+pub(super) fn number_of(message: &[u8], kind: u64, largest: usize) -> Option<u64> {
     let (number, rest) = message.split_first_chunk::<8>()?;
     let (found, content) = rest.split_first_chunk::<8>()?;
     let number = u64::from_be_bytes(*number);
@@ -30,7 +30,8 @@ fn length(number: u64, kind: u64, largest: usize) -> usize {
     content::size(number ^ kind, LEAST, largest)
 }
 
-fn write(buffer: &mut [u8], number: u64, kind: u64, largest: usize) -> &[u8] {
+/// Writes a message of one kind; it is as long as its number says.
+pub(super) fn write(buffer: &mut [u8], number: u64, kind: u64, largest: usize) -> &[u8] {
     let message = &mut buffer[..length(number, kind, largest)];
     message[..8].copy_from_slice(&number.to_be_bytes());
     message[8..HEADER].copy_from_slice(&kind.to_be_bytes());

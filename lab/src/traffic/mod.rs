@@ -5,6 +5,7 @@
 //! | [`Flow::Echo`] | ICMP echo requests that the other kernel answers; every byte of the answer is checked |
 //! | [`Flow::Datagrams`] | UDP requests that a server of ours checks and answers with other bytes, of all sizes |
 //! | [`Flow::Bulk`] | one TCP connection, both ways at full speed; every byte is checked |
+//! | [`Flow::Frames`] | Ethernet frames between two stations of any kind: see [`frames`] |
 //!
 //! Contract: at most a *window* of packets (or bytes) of a flow is on its way at any time, so a
 //! forwarder and rings that keep up lose nothing. Nothing waits without a limit: what has no answer
@@ -16,6 +17,7 @@ mod content;
 mod datagrams;
 mod echo;
 mod exchange;
+pub mod frames;
 
 use crate::{LabError, Namespace};
 use hdrhistogram::Histogram;
@@ -56,6 +58,14 @@ pub enum Flow {
         /// Socket buffers in bytes: the most that is on its way in each direction.
         buffer: usize,
     },
+    /// Ethernet requests and responses, started by [`Traffic::between`]; bodies of 18 to `largest`
+    /// bytes.
+    Frames {
+        /// Requests without a response yet.
+        window: usize,
+        /// Largest body in bytes, from 18 on.
+        largest: usize,
+    },
 }
 
 impl Flow {
@@ -66,6 +76,7 @@ impl Flow {
             Self::Echo { .. } => "ICMP",
             Self::Datagrams { .. } => "UDP",
             Self::Bulk { .. } => "TCP",
+            Self::Frames { .. } => "Ethernet",
         }
     }
 }
@@ -270,8 +281,29 @@ impl Traffic {
                     datagrams::start(client, server, window, largest, &meter, threads)?;
                 }
                 Flow::Bulk { buffer } => bulk::start(client, server, buffer, &meter, threads)?,
+                Flow::Frames { .. } => {
+                    let source = std::io::ErrorKind::Unsupported.into();
+                    return Err(LabError::Socket { what: "frames between kernels", source });
+                }
             }
         }
+        Ok(traffic)
+    }
+
+    /// Starts a flow of Ethernet frames from one station to another, neither of which needs a kernel.
+    ///
+    /// # Errors
+    /// When threads cannot be made.
+    pub fn between(
+        client: impl frames::Station + 'static,
+        server: impl frames::Station + 'static,
+        window: usize,
+        largest: usize,
+    ) -> Result<Self, LabError> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let meter = Arc::new(Meter::new(Flow::Frames { window, largest }, Arc::clone(&stop)));
+        let mut traffic = Self { flows: vec![Arc::clone(&meter)], threads: Vec::new(), stop };
+        frames::start(client, server, window, largest, &meter, &mut traffic.threads)?;
         Ok(traffic)
     }
 
