@@ -4,6 +4,7 @@
 use crate::memory::{MemoryRx, MemoryTx};
 use crate::null::{NullRx, NullTx};
 use crate::port::{KickError, RxQueue, TxQueue};
+use crate::xdp::{XdpRx, XdpTx};
 use isoplane_memory::{Batch, FrameCache, Kernel, Survey};
 
 /// One RX and TX pair of a port, owned by one worker. The halves are separate fields so that they can
@@ -71,6 +72,8 @@ any! {
         Null(NullRx),
         /// See [`memory`](crate::memory).
         Memory(MemoryRx),
+        /// See [`xdp`](crate::xdp).
+        Xdp(XdpRx),
     }
 }
 
@@ -81,6 +84,8 @@ any! {
         Null(NullTx),
         /// See [`memory`](crate::memory).
         Memory(MemoryTx),
+        /// See [`xdp`](crate::xdp).
+        Xdp(XdpTx),
     }
 }
 
@@ -90,6 +95,7 @@ macro_rules! hot {
         match $self {
             Self::Null($q) => $call,
             Self::Memory($q) => $call,
+            Self::Xdp($q) => $call,
             Self::Dyn($q) => $call,
         }
     };
