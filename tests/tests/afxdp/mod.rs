@@ -11,19 +11,19 @@ use isoplane_memory::{Batch, FrameCache, HugePages, Kernel, Pool, PoolConfig};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub const OURS: [u8; 6] = [0x02, 0, 0, 0, 0, 0x0a];
-pub const THEIRS: [u8; 6] = [0x02, 0, 0, 0, 0, 0x0b];
+pub(crate) const OURS: [u8; 6] = [0x02, 0, 0, 0, 0, 0x0a];
+pub(crate) const THEIRS: [u8; 6] = [0x02, 0, 0, 0, 0, 0x0b];
 /// An EtherType for experiments (IEEE 802): nothing in the kernel answers it.
-pub const TEST_TYPE: u16 = 0x88b5;
+pub(crate) const TEST_TYPE: u16 = 0x88b5;
 /// How long anything may take before a test gives up.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A pool of 4 KiB pages with `chunks` chunks.
-pub fn pool(chunks: u32) -> Arc<Pool> {
+pub(crate) fn pool(chunks: u32) -> Arc<Pool> {
     pool_with(chunks, 2048, 1522)
 }
 
-pub fn pool_with(chunks: u32, chunk_bytes: u32, max_frame: u32) -> Arc<Pool> {
+pub(crate) fn pool_with(chunks: u32, chunk_bytes: u32, max_frame: u32) -> Arc<Pool> {
     let mut config = PoolConfig::new("afxdp-test", chunks);
     config.huge_pages = HugePages::Never;
     config.chunk_bytes = chunk_bytes;
@@ -32,29 +32,29 @@ pub fn pool_with(chunks: u32, chunk_bytes: u32, max_frame: u32) -> Arc<Pool> {
 }
 
 /// Two namespaces, one for our end of the pair and one for the peer's.
-pub struct Wires {
-    pub ours: Namespace,
-    pub theirs: Namespace,
+pub(crate) struct Wires {
+    pub(crate) ours: Namespace,
+    pub(crate) theirs: Namespace,
 }
 
 impl Wires {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { ours: Namespace::new().expect("a namespace"), theirs: Namespace::new().expect("a namespace") }
     }
 
     /// The pair: `x0` is ours, `y0` the peer's.
-    pub fn pair(&self, mtu: u32, queues: u32) -> (Link<'_>, Link<'_>) {
+    pub(crate) fn pair(&self, mtu: u32, queues: u32) -> (Link<'_>, Link<'_>) {
         self.named("x0", "y0", mtu, queues)
     }
 
-    pub fn named(&self, x: &str, y: &str, mtu: u32, queues: u32) -> (Link<'_>, Link<'_>) {
+    pub(crate) fn named(&self, x: &str, y: &str, mtu: u32, queues: u32) -> (Link<'_>, Link<'_>) {
         let ours = VethEnd::new(&self.ours, x).mac(OURS).mtu(mtu).queues(queues, queues);
         let theirs = VethEnd::new(&self.theirs, y).mac(THEIRS).mtu(mtu).queues(queues, queues);
         pair(&ours, &theirs).expect("a veth pair")
     }
 
     /// Opens a port in our namespace.
-    pub fn open(
+    pub(crate) fn open(
         &self,
         pool: &Arc<Pool>,
         config: XdpConfig,
@@ -67,12 +67,12 @@ impl Wires {
 }
 
 /// A configuration for tests: small rings.
-pub fn config(interface: &str) -> XdpConfig {
+pub(crate) fn config(interface: &str) -> XdpConfig {
     XdpConfig::new(interface).rings(64, 64)
 }
 
 /// A frame of the test EtherType: addresses, type, a number, and bytes that follow from the number.
-pub fn frame(number: u32, len: usize) -> Vec<u8> {
+pub(crate) fn frame(number: u32, len: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(len);
     bytes.extend_from_slice(&[0x02, 0, 0, 0, 0, 0xff]);
     bytes.extend_from_slice(&[0x02, 0, 0, 0, 0, 0xfe]);
@@ -89,20 +89,20 @@ pub fn frame(number: u32, len: usize) -> Vec<u8> {
     bytes
 }
 
-pub fn is_test(bytes: &[u8]) -> bool {
+pub(crate) fn is_test(bytes: &[u8]) -> bool {
     bytes.get(12..14) == Some(&TEST_TYPE.to_be_bytes())
 }
 
 /// A worker with one queue, as far as a test needs one.
-pub struct Worker {
-    pub queue: Queue,
-    pub frames: FrameCache,
-    pub pool: Arc<Pool>,
-    pub kernel: Kernel,
+pub(crate) struct Worker {
+    pub(crate) queue: Queue,
+    pub(crate) frames: FrameCache,
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) kernel: Kernel,
 }
 
 impl Worker {
-    pub fn new(port: &mut XdpPort, queue: u16, frames: u32) -> Self {
+    pub(crate) fn new(port: &mut XdpPort, queue: u16, frames: u32) -> Self {
         let pool = Arc::clone(port.pool());
         Self {
             queue: port.take_queue(queue).expect("a queue"),
@@ -113,7 +113,7 @@ impl Worker {
     }
 
     /// Copies a packet into frames of at most `room` bytes.
-    pub fn build(&mut self, packet: &[u8], room: usize, batch: &mut Batch) {
+    pub(crate) fn build(&mut self, packet: &[u8], room: usize, batch: &mut Batch) {
         use isoplane_memory::FrameFlags;
         let mut parts = packet.chunks(room).peekable();
         while let Some(part) = parts.next() {
@@ -128,7 +128,7 @@ impl Worker {
     }
 
     /// Sends packets, each in frames of at most `room` bytes; kicks, and reclaims until all are back.
-    pub fn send(&mut self, packets: &[Vec<u8>], room: usize) {
+    pub(crate) fn send(&mut self, packets: &[Vec<u8>], room: usize) {
         let mut batch = Batch::new();
         let deadline = Instant::now() + PATIENCE;
         for packet in packets {
@@ -145,7 +145,7 @@ impl Worker {
         }
     }
 
-    pub fn flush(&mut self, batch: &mut Batch, deadline: Instant) {
+    pub(crate) fn flush(&mut self, batch: &mut Batch, deadline: Instant) {
         while !batch.is_empty() {
             assert!(Instant::now() < deadline, "{} frames are not taken", batch.len());
             self.queue.tx.transmit(batch);
@@ -154,7 +154,7 @@ impl Worker {
         }
     }
 
-    pub fn kick(&mut self) {
+    pub(crate) fn kick(&mut self) {
         if self.queue.tx.wants_kick() {
             self.queue.tx.kick(&self.kernel).expect("a kick");
         }
@@ -164,7 +164,7 @@ impl Worker {
     }
 
     /// Takes what has arrived: whole packets.
-    pub fn poll(&mut self) -> Vec<Vec<u8>> {
+    pub(crate) fn poll(&mut self) -> Vec<Vec<u8>> {
         let mut batch = Batch::new();
         self.queue.rx.receive(&mut self.frames, &mut batch);
         let mut packets = Vec::new();
@@ -181,7 +181,7 @@ impl Worker {
     }
 
     /// Receives `n` test frames, passing over what else the kernel sends.
-    pub fn receive(&mut self, n: usize) -> Vec<Vec<u8>> {
+    pub(crate) fn receive(&mut self, n: usize) -> Vec<Vec<u8>> {
         let deadline = Instant::now() + PATIENCE;
         let mut got = Vec::new();
         while got.len() < n {
@@ -192,7 +192,7 @@ impl Worker {
     }
 
     /// Closes the queue; every frame must be back.
-    pub fn close(self) {
+    pub(crate) fn close(self) {
         let Self { queue, frames, pool, .. } = self;
         let in_hand = [(frames.id(), frames.len() as u32)];
         assert!(Balance::of(&pool, &in_hand).is_whole(), "before: {:?}", Balance::of(&pool, &in_hand));
@@ -203,7 +203,7 @@ impl Worker {
 }
 
 /// Receives test frames from a packet socket.
-pub fn receive_from(socket: &mut PacketSocket, n: usize) -> Vec<Vec<u8>> {
+pub(crate) fn receive_from(socket: &mut PacketSocket, n: usize) -> Vec<Vec<u8>> {
     (0..n)
         .map(|i| {
             socket
