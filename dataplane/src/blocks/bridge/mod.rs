@@ -40,6 +40,7 @@ use crate::wire::ethernet::{EtherType, HEADER, Packet, TAG, TagPacket};
 use crate::wire::{MacAddress, VlanId};
 use fdb::{Events, Key, Learned, MAX_PORTS, millis};
 use flood::Budget;
+use isoplane_drivers::LinkState;
 use isoplane_memory::stats::Field;
 use isoplane_memory::{BATCH, Batch, Frame};
 use std::hash::{BuildHasher, Hasher};
@@ -147,6 +148,8 @@ pub struct Bridge {
     members: Box<[u64; 4096]>,
     vlans: bool,
     up: u64,
+    /// Ports whose link the watcher saw go down.
+    seen_down: u64,
     config: BridgeConfig,
     copies_left: u32,
     swept_ms: u64,
@@ -204,6 +207,7 @@ impl Bridge {
             members,
             vlans: config.vlans.is_some(),
             up: all,
+            seen_down: 0,
             config: config.clone(),
             copies_left: config.flood.copies_per_turn,
             swept_ms: 0,
@@ -245,7 +249,8 @@ impl Bridge {
     }
 
     /// Tells the bridge that a port's link went down or up. While it is down nothing is sent there and
-    /// nothing learned; going down flushes it.
+    /// nothing learned; going down flushes it. Where a watcher follows the links ([`Turn::link`]) the
+    /// bridge sees each change by itself, within a millisecond of the watcher.
     pub fn set_link(&mut self, port: PortId, up: bool) {
         if port.index() >= self.ports.len() {
             return;
@@ -255,6 +260,22 @@ impl Bridge {
         } else {
             self.up &= !(1 << port.0);
             self.fdb.flush(port);
+        }
+    }
+
+    /// Follows what the watcher saw; a link that it did not see change stays as the program set it.
+    fn follow_links(&mut self, turn: &Turn<'_>) {
+        for index in 0..self.ports.len().min(turn.ports()) {
+            let (port, bit) = (PortId(index as u8), 1 << index);
+            let down = match turn.link(port) {
+                LinkState::Down | LinkState::Gone => true,
+                LinkState::Up => false,
+                LinkState::Unknown => continue,
+            };
+            if down != (self.seen_down & bit != 0) {
+                self.seen_down ^= bit;
+                self.set_link(port, !down);
+            }
         }
     }
 
@@ -536,6 +557,7 @@ impl App for Bridge {
         if now_ms != self.swept_ms {
             self.swept_ms = now_ms;
             self.fdb.sweep(SWEEP, now_ms);
+            self.follow_links(turn);
         }
         if self.fdb.events != Events::default() {
             self.count_events(turn);
