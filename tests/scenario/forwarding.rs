@@ -1,7 +1,7 @@
 //! Frames cross a worker, in order and all of them; stopping loses none.
 
 use crate::peer::{Peer, pool, wait_for};
-use isoplane::blocks::CrossConnect;
+use isoplane::blocks::{Bridge, BridgeConfig, CrossConnect};
 use isoplane::drivers::LinkState;
 use isoplane::drivers::memory::{MemoryConfig, MemoryPort};
 use isoplane::memory::stats::Field;
@@ -149,5 +149,27 @@ pub(crate) fn app_sees_the_link() {
     wait_for("the app to see it gone", || running.statistics().total("seen") == LinkState::Gone as u64);
     let report = running.stop();
     assert!(report.is_clean(), "{report:?}");
+    assert_eq!(pool.in_depot(), pool.chunks(), "{:?}", pool.census());
+}
+
+/// A bridge learns a station, and forgets it when the watcher sees its port go away.
+pub(crate) fn bridge_follows_links() {
+    let pool = pool("scenario", 4096);
+    let (a, mut left) = Peer::new(&pool, "left");
+    let (b, mut right) = Peer::new(&pool, "right");
+    let mut plane = Dataplane::builder("bridged");
+    let (a, b) = (plane.port(a), plane.port(b));
+    let worker = Worker::new("w0").idle(Idle::Yield).queue(a, 0).queue(b, 0).counters(&Bridge::FIELDS);
+    plane.worker(worker, |_| Bridge::new(&BridgeConfig::new(2)).expect("a bridge of two ports"));
+    let running = plane.launch().expect("launch");
+    pass(&mut left, &mut right, 1000);
+    assert!(right.received.iter().copied().eq(0..1000));
+    wait_for("the bridge to learn", || running.statistics().total("stations") == 1);
+    left.close();
+    wait_for("the bridge to forget", || running.statistics().total("flushed") == 1);
+    assert_eq!(running.statistics().total("stations"), 0);
+    let report = running.stop();
+    assert!(report.is_clean(), "{report:?}");
+    right.close();
     assert_eq!(pool.in_depot(), pool.chunks(), "{:?}", pool.census());
 }

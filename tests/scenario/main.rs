@@ -17,6 +17,7 @@ fn main() {
         ("stops-on-sigterm", forwarding::stops_on_sigterm),
         ("two-workers-joined", forwarding::two_workers_joined),
         ("app-sees-the-link", forwarding::app_sees_the_link),
+        ("bridge-follows-links", forwarding::bridge_follows_links),
         ("worker-killed", faults::worker_killed),
         ("worker-killed-in-many-places", faults::worker_killed_in_many_places),
         ("worker-panics", faults::worker_panics),

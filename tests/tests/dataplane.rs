@@ -22,6 +22,7 @@ scenarios! {
     stops_on_sigterm = "stops-on-sigterm";
     two_workers_joined = "two-workers-joined";
     app_sees_the_link = "app-sees-the-link";
+    bridge_follows_links = "bridge-follows-links";
     worker_killed = "worker-killed";
     worker_killed_in_many_places = "worker-killed-in-many-places";
     worker_panics = "worker-panics";
