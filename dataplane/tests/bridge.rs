@@ -104,6 +104,19 @@ fn forgets_the_silent_on_time() {
 }
 
 #[test]
+fn a_station_that_returns_after_its_time_is_learned_anew() {
+    let mut bench = bridge(&BridgeConfig { ageing: Duration::from_secs(10), ..BridgeConfig::new(2) });
+    for _ in 0..3 {
+        bench.through(0, &frame(mac(9), mac(1), None, b""));
+        // No turn in between, so no sweep has passed.
+        bench.now += 10_001_000_000;
+    }
+    assert_eq!((bench.counter("learned"), bench.counter("aged")), (3, 2));
+    assert_eq!(bench.counter("stations"), 1);
+    bench.finish();
+}
+
+#[test]
 fn traffic_keeps_a_station_known() {
     let mut bench = bridge(&BridgeConfig { ageing: Duration::from_secs(10), ..BridgeConfig::new(3) });
     for _ in 0..10 {
