@@ -35,6 +35,8 @@ pub(super) struct Plan<'a> {
     pub(super) sizes: RingSizes,
     pub(super) need_wakeup: bool,
     pub(super) multi_buffer: bool,
+    /// Frames that a packet may have then.
+    pub(super) segments: usize,
     pub(super) share: Want,
 }
 
@@ -173,7 +175,7 @@ impl Plan<'_> {
         let geometry = self.geometry;
         let rules = TxRules {
             room: geometry.tx_room(),
-            multi_buffer: self.multi_buffer,
+            segments: if self.multi_buffer { self.segments } else { 1 },
             metadata: geometry.has_tx_metadata(),
         };
         let rx_half = XdpRx::new(

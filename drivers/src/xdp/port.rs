@@ -116,6 +116,7 @@ impl XdpPort {
             },
             need_wakeup: config.need_wakeup,
             multi_buffer: config.multi_buffer,
+            segments: segments(config, features),
             share: config.share_umem,
         };
         let (opened, zero_copy) = open_queues(&plan, config, &link, features, available, &mut reasons)?;
@@ -128,7 +129,7 @@ impl XdpPort {
             name: interface.name,
             index: interface.index,
             mac: interface.mac,
-            max_frame: max_frame(config, interface.mtu, &geometry),
+            max_frame: max_frame(interface.mtu, &geometry, plan.segments, config.multi_buffer),
             zero_copy,
             capabilities: capabilities(config, zero_copy, features),
             reason: (!reasons.is_empty()).then(|| reasons.join("; ")),
@@ -347,8 +348,17 @@ fn open_queues(
     open_all(false).map(|opened| (opened, false))
 }
 
-fn max_frame(config: &XdpConfig, mtu: u32, geometry: &Geometry) -> u32 {
-    let room = if config.multi_buffer { geometry.room() * MAX_SEGMENTS as u32 } else { geometry.room() };
+/// Frames that a packet may have with multi-buffer: a device that may come to do without copies has a
+/// limit of its own.
+fn segments(config: &XdpConfig, features: Option<Features>) -> usize {
+    let device = features.map_or(1, |f| f.zero_copy_segments() as usize);
+    let copying =
+        config.zero_copy == Want::Never || features.is_some_and(|f| f.zero_copy_refusal(true).is_some());
+    if copying { MAX_SEGMENTS } else { device.clamp(1, MAX_SEGMENTS) }
+}
+
+fn max_frame(mtu: u32, geometry: &Geometry, segments: usize, multi_buffer: bool) -> u32 {
+    let room = if multi_buffer { geometry.room() * segments as u32 } else { geometry.room() };
     mtu.saturating_add(14).min(room)
 }
 
@@ -410,7 +420,8 @@ impl Port for XdpPort {
             sum.rx_no_buffers = sum.rx_no_buffers.saturating_add(kernel.rx_fill_ring_empty);
             sum.rx_dropped =
                 sum.rx_dropped.saturating_add(kernel.rx_dropped).saturating_add(kernel.rx_invalid_descs);
-            sum.tx_invalid = sum.tx_invalid.saturating_add(kernel.tx_invalid_descs);
+            sum.tx_invalid =
+                sum.tx_invalid.saturating_add(kernel.tx_invalid_descs).saturating_add(totals.refused);
             sum.tx_ring_empty = sum.tx_ring_empty.saturating_add(kernel.tx_ring_empty);
             sum.bad_descriptors = sum.bad_descriptors.saturating_add(totals.bad);
             sum.kicks = sum.kicks.saturating_add(totals.kicks);

@@ -5,7 +5,7 @@
 //! that the kernel would refuse is never written, since it would not give its frame back: such frames
 //! are counted and come back through `reclaim`.
 
-use super::layout::{MAX_SEGMENTS, XDP_PKT_CONTD, XDP_TX_METADATA, XdpDesc};
+use super::layout::{XDP_PKT_CONTD, XDP_TX_METADATA, XdpDesc};
 use super::metadata::{self, TxTime, TxTimes};
 use super::slot::Slot;
 use super::socket::Socket;
@@ -150,8 +150,8 @@ struct TxLive {
 pub(super) struct TxRules {
     /// Bytes that one frame may have.
     pub(super) room: u32,
-    /// Packets may have several frames.
-    pub(super) multi_buffer: bool,
+    /// Frames that a packet may have.
+    pub(super) segments: usize,
     /// Frames may ask for a checksum or a time.
     pub(super) metadata: bool,
 }
@@ -184,19 +184,21 @@ impl XdpTx {
         self.refusals
     }
 
-    /// Sends with every packet looked at by itself: some want metadata, or cannot be sent.
+    /// Sends with every packet looked at by itself: some want metadata, or cannot be sent. Says how
+    /// many frames left the batch.
     #[cold]
     #[inline(never)]
     fn transmit_checked(&mut self, batch: &mut Batch) -> usize {
         let Some(live) = &mut self.live else { return 0 };
         let mut good = Batch::new();
+        let mut refused = 0;
         while let Some(last) = batch.iter().position(|frame| !frame.has_more()) {
             let packet = &mut batch.as_mut_slice()[..=last];
             let frames = packet.len();
             if live.rules.allow(packet) && metadata::write(live.tx.lender().pool(), packet) {
                 batch.move_to(&mut good, frames);
             } else if self.refused.room() >= frames {
-                self.refusals += frames as u64;
+                refused += frames;
                 batch.move_to(&mut self.refused, frames);
             } else {
                 break;
@@ -204,6 +206,10 @@ impl XdpTx {
         }
         for frame in good.iter().filter(|frame| frame.flags().contains(FrameFlags::TX_TIMESTAMP)) {
             live.times.ask(frame.chunk());
+        }
+        if refused != 0 {
+            self.refusals += refused as u64;
+            live.socket.note_refused(self.refusals);
         }
         let sent = live.tx.post(&mut good, describe);
         self.in_flight += sent;
@@ -218,15 +224,14 @@ impl XdpTx {
             }
             std::mem::swap(batch, &mut good);
         }
-        sent
+        sent + refused
     }
 }
 
 impl TxRules {
     /// May this packet be sent?
     fn allow(&self, packet: &[Frame]) -> bool {
-        let several = packet.len() > 1;
-        let whole = !several || (self.multi_buffer && packet.len() <= MAX_SEGMENTS);
+        let whole = packet.len() <= self.segments;
         let sizes = packet.iter().all(|f| f.len() != 0 && u32::from(f.len()) <= self.room);
         let asks = packet.iter().any(|f| f.flags().intersects(ASKS));
         whole && sizes && (self.metadata || !asks)
@@ -240,7 +245,7 @@ impl TxRules {
             odd |= frame.len() == 0 || u32::from(frame.len()) > self.room;
             odd |= frame.flags().intersects(ASKS);
             run = if frame.has_more() { run + 1 } else { 0 };
-            odd |= run >= MAX_SEGMENTS || (run != 0 && !self.multi_buffer);
+            odd |= run >= self.segments;
         }
         !odd
     }

@@ -28,6 +28,7 @@ pub(super) struct Totals {
     pub(super) kicks: u64,
     pub(super) kick_errors: u64,
     pub(super) bad: u64,
+    pub(super) refused: u64,
 }
 
 impl Slot {
@@ -73,7 +74,7 @@ impl Slot {
         if let Some(socket) = &*self.socket.lock().unwrap_or_else(PoisonError::into_inner) {
             let (kicks, kick_errors) = socket.kicks();
             let kernel = socket.statistics().unwrap_or(last.kernel);
-            *last = Totals { kernel, kicks, kick_errors, bad: socket.bad() };
+            *last = Totals { kernel, kicks, kick_errors, bad: socket.bad(), refused: socket.refused() };
         }
         *last
     }

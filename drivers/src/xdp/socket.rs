@@ -130,6 +130,7 @@ pub(super) struct Socket {
     kicks: AtomicU64,
     kick_errors: AtomicU64,
     bad: [AtomicU64; 2],
+    refused: AtomicU64,
 }
 
 impl Socket {
@@ -186,6 +187,7 @@ impl Socket {
             kicks: AtomicU64::new(0),
             kick_errors: AtomicU64::new(0),
             bad: [AtomicU64::new(0), AtomicU64::new(0)],
+            refused: AtomicU64::new(0),
         })
     }
 
@@ -307,6 +309,17 @@ impl Socket {
         if let Some(bad) = self.bad.get(half) {
             bad.store(total, Ordering::Relaxed);
         }
+    }
+
+    /// Notes how many frames were not sent since the kernel would not have taken them.
+    #[cold]
+    pub(super) fn note_refused(&self, total: u64) {
+        self.refused.store(total, Ordering::Relaxed);
+    }
+
+    /// Frames of this process that were refused.
+    pub(super) fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
     }
 
     /// Lies that this process's halves have met.
