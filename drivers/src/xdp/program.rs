@@ -30,6 +30,13 @@ const MD_RX_QUEUE: i16 = 16;
 /// Makes the program; `map_fd` is the map of sockets.
 pub(super) fn assemble(steering: &Steering, map_fd: i32) -> Option<Vec<Insn>> {
     let mut asm = Assembler::default();
+    if matches!(steering, Steering::Matching(rules) if rules.is_empty()) {
+        // A port that only sends. The verifier wants no code that is never reached.
+        asm.set(R0, bpf::XDP_PASS);
+        asm.exit();
+        return asm.finish();
+    }
+    let parsing = !steering.rules().is_empty();
     let (take, pass) = (asm.label(), asm.label());
     asm.mov(R6, R1);
     let (hit, miss) = match steering {
@@ -37,7 +44,7 @@ pub(super) fn assemble(steering: &Steering, map_fd: i32) -> Option<Vec<Insn>> {
         Steering::Matching(_) => (take, pass),
         Steering::Excluding(_) => (pass, take),
     };
-    if *steering != Steering::Everything {
+    if parsing {
         parse(&mut asm, pass);
         for rule in steering.rules() {
             let next = asm.label();
@@ -54,7 +61,7 @@ pub(super) fn assemble(steering: &Steering, map_fd: i32) -> Option<Vec<Insn>> {
     asm.set(R3, bpf::XDP_PASS);
     asm.call(bpf::HELPER_REDIRECT_MAP);
     asm.exit();
-    if *steering != Steering::Everything {
+    if parsing {
         asm.place(pass);
         asm.set(R0, bpf::XDP_PASS);
         asm.exit();

@@ -12,7 +12,7 @@ pub enum Steering {
     /// All of them.
     #[default]
     Everything,
-    /// Those that match one of the rules.
+    /// Those that match one of the rules; with an empty list none, for a port that only sends.
     Matching(Vec<Rule>),
     /// Those that match none of the rules: the rest of the machine keeps what they name.
     Excluding(Vec<Rule>),
