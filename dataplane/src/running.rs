@@ -1,6 +1,6 @@
 //! A dataplane that runs: watching it, talking about it, stopping it.
 //!
-//! Contract: housekeeping is two threads of the program, the [kicker](crate::kicker) and the watcher,
+//! Contract: housekeeping is two threads of the program, the [kicker] and the watcher,
 //! which reports what happened to workers, follows the links and publishes port statistics. Stopping
 //! asks the workers to drain, ends within a second, by force if need be, and gives every frame back to
 //! its pool's depot. Dropping a [`Running`] stops it.

@@ -2,8 +2,8 @@
 //!
 //! Contract: a table of fixed size, allocated once. An address has its place in one of two buckets of
 //! four entries, a cache line each, chosen by a keyed hash, so that nobody outside can aim at a bucket.
-//! Every operation looks at two buckets at most, but for [`Fdb::iter`] and [`Fdb::sweep`], which says
-//! how many it looks at. When both buckets are full of live stations, [`WhenFull`] decides.
+//! Every operation looks at two buckets at most, but for [`Fdb::iter`], which is cold, and the sweep,
+//! which looks at a few a turn. When both buckets are full of live stations, [`WhenFull`] decides.
 //!
 //! An entry is *live* while it is static, or was seen within the ageing time and its port was not
 //! flushed since. One that is not is never found, whether the sweep has reached it or not.
