@@ -4,20 +4,27 @@
 //! |---|---|
 //! | [`port`] | the traits every driver implements: cold [`Port`], hot [`RxQueue`] and [`TxQueue`] |
 //! | [`queue`] | one enum over all drivers' queues: one branch a batch |
+//! | [`decorated`] | any port with its queues wrapped, by the decorators below or by yours |
+//! | [`fault`] | a decorator that injects faults |
+//! | [`capture`] | decorators that record packets, for pcap files and traces |
 //! | `conformance` (a feature) | the suite that every driver must pass |
 //! | [`null`] | a source and sink that never leaves the worker |
 //! | [`xdp`] | AF_XDP: a Linux interface through sockets that share memory with the kernel |
 //! | [`memory`] | two ports connected through shared memory, within a process or across processes |
 #![deny(missing_docs, unsafe_code)]
 
+pub mod capture;
 #[cfg(feature = "conformance")]
 pub mod conformance;
+pub mod decorated;
+pub mod fault;
 pub mod memory;
 pub mod null;
 pub mod port;
 pub mod queue;
 pub mod xdp;
 
+pub use decorated::Decorated;
 pub use memory::MemoryPort;
 pub use null::NullPort;
 pub use port::{

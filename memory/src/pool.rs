@@ -385,7 +385,7 @@ impl Pool {
     #[inline(always)]
     #[must_use]
     pub const fn start_offset(&self, chunk: u32) -> u16 {
-        (META_BYTES + self.headroom + (chunk & (self.colours - 1)) * 64) as u16
+        self.starts().offset(chunk)
     }
 
     /// The packet's bytes. Empty for a frame of another pool.
@@ -516,7 +516,13 @@ impl Pool {
     /// What it takes to make many frames, read once.
     #[inline(always)]
     pub(crate) const fn starts(&self) -> Starts {
-        Starts { tag: self.tag, first: META_BYTES + self.headroom, colour_mask: self.colours - 1 }
+        Starts {
+            tag: self.tag,
+            first: META_BYTES + self.headroom,
+            colour_mask: self.colours - 1,
+            // Chunks within a page differ in the address bits that choose a cache set anyway.
+            colour_shift: 12u32.saturating_sub(self.shift),
+        }
     }
 
     /// What tells the frames of this pool from those of others.
@@ -694,12 +700,18 @@ pub(crate) struct Starts {
     tag: u16,
     first: u32,
     colour_mask: u32,
+    colour_shift: u32,
 }
 
 impl Starts {
     /// A frame for a chunk that the caller has just become the owner of.
     #[inline(always)]
     pub(crate) const fn frame(self, chunk: u32, len: u16) -> Frame {
-        Frame::new(self.tag, chunk, (self.first + (chunk & self.colour_mask) * 64) as u16, len)
+        Frame::new(self.tag, chunk, self.offset(chunk), len)
+    }
+
+    #[inline(always)]
+    const fn offset(self, chunk: u32) -> u16 {
+        (self.first + ((chunk >> self.colour_shift) & self.colour_mask) * 64) as u16
     }
 }
