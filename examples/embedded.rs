@@ -11,6 +11,7 @@ use isoplane::memory::table::Table;
 use isoplane::memory::{Batch, HugePages, Pool, PoolConfig};
 use isoplane::{App, AppEnd, Dataplane, DropReason, Idle, PortId, Turn, Worker, mailbox};
 use std::error::Error;
+use std::process::ExitCode;
 use std::time::Duration;
 
 /// Places of the app's counters, in the order in which the worker declares them.
@@ -49,8 +50,18 @@ impl App for Echo {
     }
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("embedded: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
     let pool =
         Pool::create(&PoolConfig { huge_pages: HugePages::Never, ..PoolConfig::new("embedded", 2048) })?;
     let (port, mut peer) = MemoryPort::pair(&pool, &MemoryConfig::new("inside"), "outside")?;

@@ -1,24 +1,12 @@
 //! Workers, zygote and program die; nothing is left behind and no frame is lost.
 
 use crate::forwarding::{cross_connect, pass};
-use crate::peer::{Peer, pool, wait_for};
+use crate::peer::{Peer, kill_worker, pool, wait_for};
 use isoplane::memory::Batch;
-use isoplane::{
-    App, Dataplane, Failure, Idle, Placement, PortId, Restart, Running, Turn, Worker, WorkerState,
-};
+use isoplane::{App, Dataplane, Failure, Idle, Placement, PortId, Restart, Turn, Worker, WorkerState};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::time::Duration;
-
-fn kill_worker(running: &Running) {
-    let (before, pid) = (running.restarts(0).expect("worker 0"), running.worker_pid(0).expect("a process"));
-    kill(Pid::from_raw(pid as i32), Signal::SIGKILL).expect("kill");
-    wait_for("the worker to be started again", || {
-        running.restarts(0) == Some(before + 1)
-            && running.state(0) == Some(WorkerState::Running)
-            && running.worker_pid(0) != Some(pid)
-    });
-}
 
 /// Receives whatever still comes until the worker has been idle for a while.
 fn settle(peer: &mut Peer) {

@@ -4,6 +4,7 @@
 mod faults;
 mod forwarding;
 mod launching;
+mod network;
 mod peer;
 mod sharing;
 
@@ -24,6 +25,12 @@ fn main() {
         ("worker-given-up", faults::worker_given_up),
         ("zygote-killed", faults::zygote_killed),
         ("run-until-killed", faults::run_until_killed),
+        ("bridge-over-af-xdp", network::bridge_over_af_xdp),
+        ("worker-killed-over-af-xdp", network::worker_killed_over_af_xdp),
+        ("program-killed-over-af-xdp", network::program_killed_over_af_xdp),
+        ("link-flaps", network::link_flaps),
+        ("interface-deleted", network::interface_deleted),
+        ("rebinds-at-once", network::rebinds_at_once),
         ("shares-messages-counters-tables", sharing::messages_counters_tables),
         ("statistics-from-outside", sharing::statistics_from_outside),
         ("launch-refusals", launching::refusals),

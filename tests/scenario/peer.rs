@@ -3,6 +3,9 @@
 use isoplane::drivers::memory::{MemoryConfig, MemoryPort};
 use isoplane::drivers::{Port, Queue, RxQueue, TxQueue};
 use isoplane::memory::{Batch, FrameCache, HugePages, Pool, PoolConfig};
+use isoplane::{Running, WorkerState};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,6 +24,17 @@ pub(crate) fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
         assert!(start.elapsed() < PATIENCE, "waited {PATIENCE:?} for: {what}");
         std::thread::yield_now();
     }
+}
+
+/// Kills worker 0 and waits for its successor.
+pub(crate) fn kill_worker(running: &Running) {
+    let (before, pid) = (running.restarts(0).expect("worker 0"), running.worker_pid(0).expect("a process"));
+    kill(Pid::from_raw(pid as i32), Signal::SIGKILL).expect("kill");
+    wait_for("the worker to be started again", || {
+        running.restarts(0) == Some(before + 1)
+            && running.state(0) == Some(WorkerState::Running)
+            && running.worker_pid(0) != Some(pid)
+    });
 }
 
 pub(crate) struct Peer {

@@ -28,6 +28,12 @@ scenarios! {
     worker_panics = "worker-panics";
     worker_given_up = "worker-given-up";
     zygote_killed = "zygote-killed";
+    bridge_over_af_xdp = "bridge-over-af-xdp";
+    worker_killed_over_af_xdp = "worker-killed-over-af-xdp";
+    program_killed_over_af_xdp = "program-killed-over-af-xdp";
+    link_flaps = "link-flaps";
+    interface_deleted = "interface-deleted";
+    rebinds_at_once = "rebinds-at-once";
     shares_messages_counters_tables = "shares-messages-counters-tables";
     statistics_from_outside = "statistics-from-outside";
     launch_refusals = "launch-refusals";

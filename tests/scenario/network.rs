@@ -1,0 +1,239 @@
+//! A bridge over AF_XDP between two kernels: traffic passes, whatever dies or flaps meanwhile.
+
+use crate::peer::{kill_worker, wait_for};
+use isoplane::blocks::bridge::{Bridge, BridgeConfig};
+use isoplane::drivers::LinkState;
+use isoplane::drivers::xdp::{XdpConfig, XdpPort};
+use isoplane::memory::{HugePages, Pool, PoolConfig};
+use isoplane::{Dataplane, Idle, Kicks, PortRef, Running, Worker};
+use isoplane_lab::traffic::{Endpoint, Flow, FlowReport, Traffic};
+use isoplane_lab::{Namespace, VethEnd, veth};
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+const LEFT: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+const RIGHT: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
+
+/// Two hosts and the namespace between them.
+struct Hosts {
+    left: Namespace,
+    right: Namespace,
+    middle: Namespace,
+}
+
+impl Hosts {
+    fn new() -> Self {
+        let hosts = Self {
+            left: Namespace::new().expect("namespace"),
+            right: Namespace::new().expect("namespace"),
+            middle: Namespace::new().expect("namespace"),
+        };
+        hosts.connect(&hosts.left, "left", LEFT);
+        hosts.connect(&hosts.right, "right", RIGHT);
+        hosts
+    }
+
+    fn connect(&self, host: &Namespace, name: &str, address: IpAddr) {
+        let end = VethEnd::new(host, "eth0").address(address, 24);
+        veth::pair(&end, &VethEnd::new(&self.middle, name)).expect("veth pair");
+    }
+
+    fn endpoints(&self) -> (Endpoint<'_>, Endpoint<'_>) {
+        let left = Endpoint { namespace: &self.left, address: LEFT };
+        (left, Endpoint { namespace: &self.right, address: RIGHT })
+    }
+
+    /// ICMP and UDP, a few requests at a time: nothing may get lost.
+    fn exchange(&self, time: Duration) -> Vec<FlowReport> {
+        let (left, right) = self.endpoints();
+        let flows = [Flow::Echo { window: 4, largest: 1400 }, Flow::Datagrams { window: 8, largest: 1472 }];
+        let traffic = Traffic::start(left, right, &flows).expect("traffic");
+        std::thread::sleep(time);
+        traffic.stop()
+    }
+
+    /// Exchanges until every flow has been answered: a link has come back, a worker has learned.
+    fn wait_for_traffic(&self) {
+        wait_for("traffic to pass", || {
+            let reports = self.exchange(Duration::from_millis(100));
+            reports.iter().all(|r| r.counts.verified > 0)
+        });
+    }
+}
+
+fn assert_nothing_lost(reports: &[FlowReport]) {
+    for report in reports {
+        let counts = report.counts;
+        assert!(counts.verified > 0, "{report:?}");
+        assert_eq!((counts.lost, counts.corrupt, counts.late), (0, 0, 0), "{report:?}");
+    }
+}
+
+struct Plane {
+    pool: Arc<Pool>,
+    running: Running,
+    ports: [PortRef; 2],
+}
+
+fn bridge(hosts: &Hosts, kicks: Kicks) -> Plane {
+    let config = PoolConfig { huge_pages: HugePages::Never, ..PoolConfig::new("bridge", 8192) };
+    let pool = Pool::create(&config).expect("pool");
+    let mut plane = Dataplane::builder("bridge");
+    let inside = hosts.middle.enter().expect("enter the namespace");
+    let ports = ["left", "right"].map(|name| {
+        let port = XdpPort::open(&pool, &XdpConfig::new(name)).expect("port");
+        plane.port(port)
+    });
+    inside.leave().expect("leave the namespace");
+    let worker =
+        Worker::new("w0").idle(Idle::Yield).counters(&Bridge::FIELDS).queue(ports[0], 0).queue(ports[1], 0);
+    plane.worker(worker, |_| Bridge::new(&BridgeConfig::new(2)).expect("bridge"));
+    plane.kicks(kicks);
+    let running = plane.launch().expect("launch");
+    Plane { pool, running, ports }
+}
+
+impl Plane {
+    /// Stops, and every frame is back.
+    fn end(self) {
+        let report = self.running.stop();
+        assert!(report.is_clean(), "{report:?}");
+        assert_eq!(self.pool.in_depot(), self.pool.chunks(), "{report:?} {:?}", self.pool.census());
+    }
+}
+
+/// Nothing is lost with a kicker, and the worker makes no kick itself; nor with inline kicks.
+pub(crate) fn bridge_over_af_xdp() {
+    for kicks in [Kicks::Kicker, Kicks::Inline] {
+        let hosts = Hosts::new();
+        let plane = bridge(&hosts, kicks);
+        assert_nothing_lost(&hosts.exchange(Duration::from_millis(500)));
+        let statistics = plane.running.statistics();
+        assert!(statistics.total("rx_frames") > 0);
+        assert_eq!(statistics.total("bad_descriptors"), 0);
+        let (by_worker, by_kicker) = (statistics.total("kicks"), statistics.total("kicker_kicks"));
+        match kicks {
+            Kicks::Kicker => assert!(by_worker == 0 && by_kicker > 0, "{by_worker} {by_kicker}"),
+            Kicks::Inline => assert!(by_worker > 0 && by_kicker == 0, "{by_worker} {by_kicker}"),
+        }
+        plane.end();
+    }
+}
+
+/// The worker is killed under traffic, again and again: it passes again each time, and in the end every
+/// frame is back.
+pub(crate) fn worker_killed_over_af_xdp() {
+    let hosts = Hosts::new();
+    let plane = bridge(&hosts, Kicks::Kicker);
+    for _ in 0..5 {
+        let (left, right) = hosts.endpoints();
+        let flow = Flow::Datagrams { window: 64, largest: 1472 };
+        let traffic = Traffic::start(left, right, &[flow]).expect("traffic");
+        std::thread::sleep(Duration::from_millis(100));
+        kill_worker(&plane.running);
+        std::thread::sleep(Duration::from_millis(100));
+        let reports = traffic.stop();
+        // What was in the worker's hands is gone with it, no more: the window bounds it.
+        assert!(reports[0].counts.lost <= 64 && reports[0].counts.corrupt == 0, "{reports:?}");
+        assert_nothing_lost(&hosts.exchange(Duration::from_millis(100)));
+    }
+    assert_eq!(plane.running.restarts(0), Some(5));
+    plane.end();
+}
+
+/// A link goes down and comes back, on our side and on the other; traffic passes again.
+pub(crate) fn link_flaps() {
+    let hosts = Hosts::new();
+    let plane = bridge(&hosts, Kicks::Kicker);
+    assert_nothing_lost(&hosts.exchange(Duration::from_millis(100)));
+    let link = |plane: &Plane| plane.running.with_port(plane.ports[0], |port| port.link());
+    for (namespace, name) in [(&hosts.middle, "left"), (&hosts.left, "eth0")] {
+        let interface = namespace.link(name).expect("link");
+        interface.down().expect("down");
+        wait_for("the port to be down", || link(&plane) == Some(LinkState::Down));
+        std::thread::sleep(Duration::from_millis(100));
+        interface.up().expect("up");
+        wait_for("the port to be up", || link(&plane) == Some(LinkState::Up));
+        hosts.wait_for_traffic();
+        assert_nothing_lost(&hosts.exchange(Duration::from_millis(200)));
+    }
+    plane.end();
+}
+
+/// An interface is deleted under a running worker: the port says so, the worker goes on, and stopping
+/// finds every frame.
+pub(crate) fn interface_deleted() {
+    let hosts = Hosts::new();
+    let plane = bridge(&hosts, Kicks::Kicker);
+    assert_nothing_lost(&hosts.exchange(Duration::from_millis(100)));
+    hosts.middle.link("left").expect("link").delete().expect("delete");
+    let link = |port| plane.running.with_port(plane.ports[port], |port| port.link());
+    wait_for("the port to be gone", || link(0) == Some(LinkState::Gone));
+    assert_eq!(link(1), Some(LinkState::Up));
+    // The other host goes on sending into the void; the worker keeps making turns.
+    let turns = plane.running.statistics().total("turns");
+    wait_for("the worker to go on", || plane.running.statistics().total("turns") > turns + 1000);
+    plane.end();
+}
+
+/// Starts again at once on the same interfaces after each stop.
+pub(crate) fn rebinds_at_once() {
+    let hosts = Hosts::new();
+    for _ in 0..5 {
+        let plane = bridge(&hosts, Kicks::Kicker);
+        assert_nothing_lost(&hosts.exchange(Duration::from_millis(100)));
+        plane.end();
+    }
+    for name in ["left", "right"] {
+        let status = hosts.middle.link(name).expect("link").status().expect("status");
+        assert_eq!(status.xdp_program, None, "a program is left on {name}");
+    }
+}
+
+/// `kill -9` of a program that bridges: its XDP programs are gone and a new one binds within a second.
+/// The namespaces are this process's, the program is a child of it.
+pub(crate) fn program_killed_over_af_xdp() {
+    let hosts = Hosts::new();
+    for round in 0..2 {
+        let (mut says, tell) = std::io::pipe().expect("pipe");
+        // SAFETY: this process has one thread here: traffic threads of the last round were joined.
+        #[allow(unsafe_code, reason = "fork")]
+        match unsafe { nix::unistd::fork() }.expect("fork") {
+            nix::unistd::ForkResult::Child => {
+                drop(says);
+                let plane = bridge(&hosts, Kicks::Kicker);
+                let pids = [plane.running.zygote_pid(), plane.running.worker_pid(0)].map(|p| p.expect("pid"));
+                std::io::Write::write_all(&mut &tell, bytemuck::cast_slice(&pids)).expect("tell");
+                loop {
+                    std::thread::sleep(Duration::from_secs(1));
+                }
+            }
+            nix::unistd::ForkResult::Parent { child } => {
+                drop(tell);
+                let mut pids = [0u32; 2];
+                let told = std::io::Read::read_exact(&mut says, bytemuck::cast_slice_mut(&mut pids));
+                told.expect("the program starts, also right after the last one was killed");
+                assert_nothing_lost(&hosts.exchange(Duration::from_millis(100)));
+                nix::sys::signal::kill(child, nix::sys::signal::Signal::SIGKILL).expect("kill");
+                nix::sys::wait::waitpid(child, None).expect("wait");
+                let killed = std::time::Instant::now();
+                let gone = |pid: &u32| {
+                    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+                    stat.is_empty() || stat.contains(") Z")
+                };
+                wait_for("zygote and worker to be gone", || pids.iter().all(gone));
+                wait_for("the XDP programs to be gone", || {
+                    ["left", "right"].iter().all(|name| {
+                        let link = hosts.middle.link(name).expect("link");
+                        link.status().expect("status").xdp_program.is_none()
+                    })
+                });
+                assert!(killed.elapsed() < Duration::from_secs(1), "round {round}: {:?}", killed.elapsed());
+            }
+        }
+    }
+    let plane = bridge(&hosts, Kicks::Kicker);
+    assert_nothing_lost(&hosts.exchange(Duration::from_millis(100)));
+    plane.end();
+}
