@@ -1,3 +1,61 @@
 //! The `isoplane` command.
+//!
+//! Contract: results go to standard output, everything else to standard error; with `--json` standard
+//! output holds JSON and nothing else. The exit code is 0 when all went well, 1 when it did not, 2 when
+//! the command line made no sense. Nothing is started before the command needs it: `demo` launches a
+//! dataplane, which wants a process with one thread.
+#![deny(unsafe_code)]
 
-fn main() {}
+mod cpus;
+mod demo;
+mod format;
+mod top;
+
+use clap::{Parser, Subcommand};
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+/// A userspace dataplane built on task isolation.
+#[derive(Debug, Parser)]
+#[command(name = "isoplane", version, arg_required_else_help = true)]
+struct Cli {
+    /// Say more (twice: everything). RUST_LOG has the last word.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Move real traffic between two network namespaces through a bridge on a worker.
+    Demo(demo::Args),
+    /// Show the counters of running dataplanes.
+    Top(top::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let level = ["warn", "info", "debug"][usize::from(cli.verbose.min(2))];
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(demo::above_progress)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+    let result = match cli.command {
+        Command::Demo(args) => demo::run(&args).map_err(|e| Box::new(e) as Box<dyn std::error::Error>),
+        Command::Top(args) => top::run(&args).map_err(Into::into),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("isoplane: {error}");
+        let mut source = error.source();
+        while let Some(cause) = source {
+            eprintln!("  because: {cause}");
+            source = cause.source();
+        }
+        ExitCode::FAILURE
+    })
+}

@@ -171,7 +171,7 @@ fn carry(end: usize, mut stream: &TcpStream, totals: &Totals, meter: &Meter) -> 
             match in_time(stream.write(piece))? {
                 Some(n) => {
                     written.fetch_add(n as u64, Ordering::Release);
-                    Meter::count(&meter.sent, 1);
+                    meter.sent(n);
                     pieces += 1;
                 }
                 None => waits |= PollFlags::POLLOUT,

@@ -78,9 +78,9 @@ pub(super) fn start(
 }
 
 impl Wire for Client {
-    fn send(&mut self, number: u64) -> io::Result<()> {
+    fn send(&mut self, number: u64) -> io::Result<usize> {
         let message = write(&mut self.buffer, number, REQUEST, self.largest);
-        self.socket.send(message).map(drop)
+        self.socket.send(message)
     }
 
     fn receive(&mut self) -> io::Result<Arrival> {

@@ -61,7 +61,7 @@ fn open(client: Endpoint<'_>, server: Endpoint<'_>, v6: bool) -> io::Result<Sock
 }
 
 impl Wire for Echo {
-    fn send(&mut self, number: u64) -> io::Result<()> {
+    fn send(&mut self, number: u64) -> io::Result<usize> {
         let length = HEADER + content::size(number, NUMBER, self.largest);
         let packet = &mut self.buffer[..length];
         packet[..HEADER].fill(0);
@@ -75,7 +75,7 @@ impl Wire for Echo {
             let sum = checksum(packet).to_be_bytes();
             packet[2..4].copy_from_slice(&sum);
         }
-        self.socket.send(packet).map(drop)
+        self.socket.send(packet).map(|length| length.saturating_sub(HEADER))
     }
 
     fn receive(&mut self) -> io::Result<Arrival> {

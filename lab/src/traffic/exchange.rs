@@ -17,8 +17,8 @@ pub(crate) enum Arrival {
 
 /// How requests leave and answers arrive.
 pub(crate) trait Wire {
-    /// Sends the request of this number.
-    fn send(&mut self, number: u64) -> io::Result<()>;
+    /// Sends the request of this number; says how many bytes its message has.
+    fn send(&mut self, number: u64) -> io::Result<usize>;
     /// Waits a short time for an arrival.
     fn receive(&mut self) -> io::Result<Arrival>;
 }
@@ -40,8 +40,8 @@ pub(crate) fn run(wire: &mut impl Wire, window: usize, meter: &Meter) {
         while last_word.is_none() && waiting.len() < window {
             let sent = Instant::now();
             match wire.send(number) {
-                Ok(()) => {
-                    Meter::count(&meter.sent, 1);
+                Ok(bytes) => {
+                    meter.sent(bytes);
                     waiting.insert(number, sent);
                     number += 1;
                 }

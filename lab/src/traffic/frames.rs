@@ -78,9 +78,10 @@ struct Client<S> {
 }
 
 impl<S: Station> Wire for Client<S> {
-    fn send(&mut self, number: u64) -> io::Result<()> {
+    fn send(&mut self, number: u64) -> io::Result<usize> {
         let length = compose(&mut self.buffer, SERVER, CLIENT, number, REQUEST, self.largest);
-        self.station.send(&self.buffer[..length])
+        self.station.send(&self.buffer[..length])?;
+        Ok(length - ETHERNET)
     }
 
     fn receive(&mut self) -> io::Result<Arrival> {

@@ -95,6 +95,8 @@ pub struct Endpoint<'a> {
 pub struct Counts {
     /// Messages sent: requests, or writes of both ends.
     pub sent: u64,
+    /// Bytes in them, without headers.
+    pub sent_bytes: u64,
     /// Messages that came back, or were read, with every byte as it should be.
     pub verified: u64,
     /// Bytes in the verified messages, without headers.
@@ -156,9 +158,10 @@ pub struct Traffic {
 /// What the threads of one flow share with the one who asks.
 pub(crate) struct Meter {
     flow: Flow,
-    pub(crate) sent: AtomicU64,
-    pub(crate) verified: AtomicU64,
-    pub(crate) verified_bytes: AtomicU64,
+    sent: AtomicU64,
+    sent_bytes: AtomicU64,
+    verified: AtomicU64,
+    verified_bytes: AtomicU64,
     pub(crate) lost: AtomicU64,
     pub(crate) corrupt: AtomicU64,
     pub(crate) late: AtomicU64,
@@ -189,6 +192,7 @@ impl Meter {
         Self {
             flow,
             sent: AtomicU64::new(0),
+            sent_bytes: AtomicU64::new(0),
             verified: AtomicU64::new(0),
             verified_bytes: AtomicU64::new(0),
             lost: AtomicU64::new(0),
@@ -218,6 +222,11 @@ impl Meter {
         counter.fetch_add(n, Ordering::Relaxed);
     }
 
+    pub(crate) fn sent(&self, bytes: usize) {
+        Self::count(&self.sent, 1);
+        Self::count(&self.sent_bytes, bytes as u64);
+    }
+
     pub(crate) fn verified(&self, bytes: usize) {
         Self::count(&self.verified, 1);
         Self::count(&self.verified_bytes, bytes as u64);
@@ -241,6 +250,7 @@ impl Meter {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Counts {
             sent: read(&self.sent),
+            sent_bytes: read(&self.sent_bytes),
             verified: read(&self.verified),
             verified_bytes: read(&self.verified_bytes),
             lost: read(&self.lost),

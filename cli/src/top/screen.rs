@@ -1,0 +1,247 @@
+//! The live screen of `isoplane top`.
+
+use super::view::View;
+use super::{Args, Watched, search, text};
+use crate::format::{grouped, pps};
+use ratatui::Frame;
+use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
+use ratatui::layout::{Constraint, Layout, Rect};
+use ratatui::style::{Color, Modifier, Style, Stylize};
+use ratatui::text::{Line, Span};
+use ratatui::widgets::{Block, BorderType, Cell, Padding, Paragraph, Row, Sparkline, Table};
+use std::collections::VecDeque;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Rates remembered for the curve, and so its greatest width.
+const HISTORY: usize = 400;
+/// How often a key or a signal is looked for.
+const KEY: Duration = Duration::from_millis(50);
+
+struct Watch {
+    watched: Watched,
+    rates: VecDeque<u64>,
+}
+
+/// Watches until a key or a signal ends it, or the last dataplane has ended.
+pub(super) fn run(
+    args: &Args,
+    watched: Vec<Watched>,
+    interval: Duration,
+    stop: &AtomicBool,
+) -> io::Result<()> {
+    let mut all: Vec<Watch> =
+        watched.into_iter().map(|watched| Watch { watched, rates: VecDeque::new() }).collect();
+    let mut shown = 0;
+    let mut paused = false;
+    // Puts the terminal back also after a panic.
+    let mut terminal = ratatui::try_init()?;
+    let result = (|| {
+        let mut next = Instant::now() + Duration::from_millis(200).min(interval);
+        loop {
+            if let Some(watch) = all.get(shown) {
+                let view = watch.watched.view();
+                let (place, gone) = ((shown, all.len()), !watch.watched.runs());
+                terminal.draw(|frame| draw(frame, &view, &watch.rates, place, paused, gone))?;
+            }
+            while Instant::now() < next {
+                if stop.load(Ordering::Relaxed) {
+                    return Ok(());
+                }
+                if !event::poll(KEY.min(next.saturating_duration_since(Instant::now())))? {
+                    continue;
+                }
+                match event::read()? {
+                    Event::Key(key) if key.kind != KeyEventKind::Release => match key.code {
+                        KeyCode::Char('q') | KeyCode::Esc => return Ok(()),
+                        KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => {
+                            return Ok(());
+                        }
+                        KeyCode::Tab | KeyCode::Right => shown = (shown + 1) % all.len().max(1),
+                        KeyCode::BackTab | KeyCode::Left => {
+                            shown = (shown + all.len().saturating_sub(1)) % all.len().max(1);
+                        }
+                        KeyCode::Char(' ') => paused = !paused,
+                        _ => continue,
+                    },
+                    Event::Resize(..) => {}
+                    _ => continue,
+                }
+                break;
+            }
+            if Instant::now() < next {
+                continue;
+            }
+            next = Instant::now() + interval;
+            if paused {
+                continue;
+            }
+            refresh(args, &mut all, &mut shown)?;
+        }
+    })();
+    ratatui::try_restore()?;
+    result
+}
+
+/// Looks again; adds dataplanes that were launched, and lets go of those that have ended unless it
+/// would leave nothing to see.
+fn refresh(args: &Args, all: &mut Vec<Watch>, shown: &mut usize) -> io::Result<()> {
+    for watch in all.iter_mut() {
+        watch.watched.look();
+        if watch.rates.len() == HISTORY {
+            watch.rates.pop_front();
+        }
+        watch.rates.push_back(watch.watched.view().tx_pps as u64);
+    }
+    for found in search(args).map_err(|e| io::Error::other(e.to_string()))? {
+        let key = |w: &Watched| (w.found.pid, w.found.reader.created_unix_ns());
+        if !all.iter().any(|watch| key(&watch.watched) == key(&found)) {
+            all.push(Watch { watched: found, rates: VecDeque::new() });
+        }
+    }
+    if all.iter().any(|watch| watch.watched.runs()) {
+        let pid = all.get(*shown).map(|watch| watch.watched.found.pid);
+        all.retain(|watch| watch.watched.runs());
+        *shown = all.iter().position(|w| Some(w.watched.found.pid) == pid).unwrap_or(0);
+    }
+    Ok(())
+}
+
+fn draw(
+    frame: &mut Frame<'_>,
+    view: &View,
+    rates: &VecDeque<u64>,
+    (shown, of): (usize, usize),
+    paused: bool,
+    gone: bool,
+) {
+    let drops = view.drops();
+    let app_lines = view.workers.iter().filter(|w| !w.app.is_empty()).count() as u16;
+    let side = (drops.len() as u16).max(app_lines).max(1);
+    let workers = view.workers.len() as u16;
+    let ports = view.workers.iter().map(|w| w.ports.len() as u16).sum::<u16>();
+    let [top, curve, worker_area, port_area, bottom, foot] = Layout::vertical([
+        Constraint::Length(1),
+        Constraint::Min(4),
+        Constraint::Length(workers + 3),
+        Constraint::Length(ports + 3),
+        Constraint::Length(side + 2),
+        Constraint::Length(1),
+    ])
+    .areas(frame.area());
+
+    let mark = if gone {
+        " ENDED ".bold().black().on_red()
+    } else if paused {
+        " PAUSED ".bold().black().on_yellow()
+    } else {
+        " LIVE ".bold().black().on_green()
+    };
+    let which = if of > 1 { format!("  ({} of {of})", shown + 1) } else { String::new() };
+    let title = vec![mark, " isoplane ".bold(), Span::raw(text::headline(view)), which.dim()];
+    frame.render_widget(Line::from(title), top);
+
+    draw_curve(frame, curve, view, rates);
+    draw_table(
+        frame,
+        worker_area,
+        "workers",
+        &text::WORKER_HEADER,
+        text::worker_rows(view).iter().map(<[String; 8]>::as_slice),
+        &[10, 9, 8, 9, 8, 11, 8, 10],
+    );
+    draw_table(
+        frame,
+        port_area,
+        "ports",
+        &text::PORT_HEADER,
+        text::port_rows(view).iter().map(<[String; 9]>::as_slice),
+        &[12, 8, 10, 10, 12, 10, 10, 12, 10],
+    );
+    let [left, right] = Layout::horizontal([Constraint::Percentage(40), Constraint::Fill(1)]).areas(bottom);
+    let lines: Vec<Line<'_>> = if drops.is_empty() {
+        vec!["none".green().into()]
+    } else {
+        let line = |(reason, count): (String, u64)| {
+            Line::from(vec![format!("{:>14}  ", grouped(count)).yellow(), reason.into()])
+        };
+        drops.into_iter().map(line).collect()
+    };
+    frame.render_widget(Paragraph::new(lines).block(panel("drops by reason")), left);
+    let mut lines: Vec<Line<'_>> = Vec::new();
+    for worker in view.workers.iter().filter(|w| !w.app.is_empty()) {
+        let mut spans = vec![format!("{}  ", worker.name).bold()];
+        for (name, value) in worker.app.iter().filter(|(_, value)| **value > 0) {
+            spans.push(format!("{name} ").dim());
+            spans.push(format!("{}  ", grouped(*value)).into());
+        }
+        lines.push(spans.into());
+    }
+    frame.render_widget(Paragraph::new(lines).block(panel("app counters")), right);
+
+    let mut keys = vec![" q".bold(), " quit  ".dim(), "space".bold(), " pause".dim()];
+    if of > 1 {
+        keys.extend(["  tab".bold(), " next dataplane".dim()]);
+    }
+    if let Some(kicker) = text::kicker_line(view) {
+        keys.push(Span::raw(format!("   {kicker}")));
+    }
+    frame.render_widget(Line::from(keys), foot);
+}
+
+fn panel(title: &str) -> Block<'_> {
+    Block::bordered()
+        .border_type(BorderType::Rounded)
+        .border_style(Style::new().fg(Color::DarkGray))
+        .title(Span::styled(format!(" {title} "), Style::new().add_modifier(Modifier::BOLD)))
+        .padding(Padding::horizontal(1))
+}
+
+fn draw_curve(frame: &mut Frame<'_>, area: Rect, view: &View, rates: &VecDeque<u64>) {
+    let width = usize::from(area.width.saturating_sub(4));
+    let peak = rates.iter().copied().max().unwrap_or(0);
+    let title = format!("forwarded: {} now, {} at most", pps(view.tx_pps), pps(peak as f64));
+    // The newest rate is at the right end.
+    let skip = rates.len().saturating_sub(width);
+    let mut data = vec![0; width.saturating_sub(rates.len())];
+    data.extend(rates.iter().skip(skip));
+    let curve =
+        Sparkline::default().block(panel(&title)).data(&data).max(peak.max(1)).style(Style::new().cyan());
+    frame.render_widget(curve, area);
+}
+
+fn draw_table<'a>(
+    frame: &mut Frame<'_>,
+    area: Rect,
+    title: &str,
+    header: &[&'static str],
+    rows: impl Iterator<Item = &'a [String]>,
+    widths: &[u16],
+) {
+    let right = |at: usize, text: &str| -> Cell<'static> {
+        let line = Line::from(text.to_owned());
+        // Names and states are words; everything after them is a number.
+        Cell::from(if at < 3 { line } else { line.right_aligned() })
+    };
+    let header = Row::new(header.iter().enumerate().map(|(at, text)| right(at, text)))
+        .style(Style::new().add_modifier(Modifier::DIM));
+    let rows = rows.map(|row| {
+        let paint = |(at, text): (usize, &String)| {
+            let style = match text.as_str() {
+                "running" | "up" => Style::new().fg(Color::Green),
+                "dead" | "given up" | "gone" | "down" => Style::new().fg(Color::Red),
+                _ if at == 0 => Style::new().add_modifier(Modifier::BOLD),
+                _ => Style::new(),
+            };
+            right(at, text).style(style)
+        };
+        Row::new(row.iter().enumerate().map(paint))
+    });
+    let widths = widths.iter().enumerate().map(|(at, width)| match at {
+        0 => Constraint::Min(*width),
+        _ => Constraint::Length(*width),
+    });
+    let table = Table::new(rows, widths).header(header).block(panel(title)).column_spacing(1);
+    frame.render_widget(table, area);
+}
