@@ -155,11 +155,17 @@ fn pause(time: Duration, stop: &AtomicBool) {
     }
 }
 
+/// The JSON object.
+#[derive(serde::Serialize)]
+struct All {
+    dataplanes: Vec<View>,
+}
+
 fn print(args: &Args, watched: &[Watched]) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
     let views: Vec<View> = watched.iter().map(Watched::view).collect();
     if args.json {
-        let all = serde_json::json!({ "dataplanes": views });
+        let all = All { dataplanes: views };
         if args.once {
             serde_json::to_writer_pretty(&mut out, &all)?;
         } else {
