@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Contract: each chunk has exactly one owner: the depot (nobody yet), a worker's
-//! [`FrameCache`](crate::FrameCache), or a [custody](crate::custody) (one direction
+//! [`FrameCache`], or a [custody](crate::custody) (one direction
 //! of a port queue). A [`Frame`]
 //! exists only for chunks that a cache owns, so a chunk that is lent out cannot be reached, and an
 //! address that comes back from a kernel, a device or another process becomes a frame only if the
@@ -559,7 +559,7 @@ impl Pool {
     }
 
     fn new_owner(&self) -> Result<u8, PoolError> {
-        for (base, word) in (0u8..).step_by(64).zip(self.owner_bits()) {
+        for (base, word) in [0_u8, 64, 128, 192].into_iter().zip(self.owner_bits()) {
             let mut bits = word.load(Ordering::Relaxed);
             while bits != u64::MAX {
                 let bit = bits.trailing_ones();

@@ -7,7 +7,7 @@
 //! 3. set the owner bytes to the custody,
 //! 4. publish.
 //!
-//! Whoever dies between two steps leaves a state that [`Survey`](crate::Survey) can read exactly:
+//! Whoever dies between two steps leaves a state that [`Survey`] can read exactly:
 //! before 3 the frames are the worker's; between 3 and 4 the journal names the slots; after 4 the
 //! ring does. An [`Inbox`] does the reverse: owner bytes first, then it releases the slots; what is
 //! still in the ring belongs to the ring.
