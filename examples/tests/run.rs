@@ -78,6 +78,9 @@ fn l2fwd_says_what_is_wrong() {
     if nix::unistd::geteuid().is_root() {
         let unknown = run("l2fwd", &["nosuch0", "nosuch1"]);
         assert!(!unknown.status.success());
-        assert!(String::from_utf8_lossy(&unknown.stderr).contains("l2fwd: there is no interface \"nosuch0\""), "{unknown:?}");
+        assert!(
+            String::from_utf8_lossy(&unknown.stderr).contains("l2fwd: there is no interface \"nosuch0\""),
+            "{unknown:?}"
+        );
     }
 }
