@@ -164,7 +164,7 @@ fn oracle(rule: &Rule, packet: &[u8]) -> bool {
             l3 += 4;
         }
     }
-    let (mut version, mut protocol, mut ports, mut addresses) = (0, None, None, None);
+    let (mut version, mut protocol, mut ports, mut addresses) = (0, None, None, None::<(&[u8], &[u8])>);
     let has_ports = |protocol: u8| matches!(protocol, 6 | 17 | 132);
     let pair = |at: usize| Some((be16(at)?, be16(at + 2)?));
     match inner {
@@ -188,17 +188,17 @@ fn oracle(rule: &Rule, packet: &[u8]) -> bool {
         }
         _ => {}
     }
-    let inside = |prefix: Option<Prefix>, pick: fn((&[u8], &[u8])) -> Vec<u8>| {
+    let inside = |prefix: Option<Prefix>, address: Option<&[u8]>| {
         prefix.is_none_or(|prefix| {
             let octets = match prefix.address {
                 IpAddr::V4(a) if version == 4 => a.octets().to_vec(),
                 IpAddr::V6(a) if version == 6 => a.octets().to_vec(),
                 _ => return false,
             };
-            let Some(address) = addresses.map(pick) else { return false };
+            let Some(address) = address else { return false };
             (0..usize::from(prefix.length)).all(|bit| {
                 let get = |bytes: &[u8]| bytes[bit / 8] >> (7 - bit % 8) & 1;
-                get(&octets) == get(&address)
+                get(&octets) == get(address)
             })
         })
     };
@@ -206,8 +206,8 @@ fn oracle(rule: &Rule, packet: &[u8]) -> bool {
         && rule.protocol.is_none_or(|p| protocol == Some(p))
         && rule.source_port.is_none_or(|p| ports.is_some_and(|(source, _)| source == p))
         && rule.destination_port.is_none_or(|p| ports.is_some_and(|(_, destination)| destination == p))
-        && inside(rule.source, |(source, _)| source.to_vec())
-        && inside(rule.destination, |(_, destination)| destination.to_vec())
+        && inside(rule.source, addresses.map(|(source, _)| source))
+        && inside(rule.destination, addresses.map(|(_, destination)| destination))
 }
 
 struct Random(u64);

@@ -173,6 +173,14 @@ pub(super) struct Link {
     pub(super) how: Attached,
 }
 
+/// What steers packets to a port's sockets; each socket keeps it, so that it lives as long as any.
+#[derive(Debug)]
+pub(super) struct Attachment {
+    pub(super) link: Link,
+    pub(super) program: Program,
+    pub(super) map: SocketMap,
+}
+
 /// EACCES is what the verifier says, EPERM what a missing capability gives.
 const fn may_explain(errno: Errno) -> bool {
     matches!(errno, Errno::EACCES)

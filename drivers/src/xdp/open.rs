@@ -5,7 +5,7 @@
 //! somebody has just closed is still taken for a while: bind is tried again for up to a second.
 //! Whatever fails leaves nothing behind.
 
-use super::bpf::SocketMap;
+use super::bpf::Attachment;
 use super::config::Want;
 use super::error::XdpError;
 use super::layout::{XDP_COPY, XDP_SHARED_UMEM, XDP_USE_NEED_WAKEUP, XDP_USE_SG, XDP_ZEROCOPY};
@@ -30,7 +30,7 @@ pub(super) struct Plan<'a> {
     pub(super) interface: &'a str,
     pub(super) ifindex: u32,
     pub(super) pool: &'a Arc<Pool>,
-    pub(super) map: &'a Arc<SocketMap>,
+    pub(super) attachment: &'a Arc<Attachment>,
     pub(super) geometry: Geometry,
     pub(super) sizes: RingSizes,
     pub(super) need_wakeup: bool,
@@ -118,8 +118,8 @@ impl Plan<'_> {
             Errno::EAFNOSUPPORT => XdpError::NoAfXdp,
             errno => XdpError::permission(self.interface, "opening an AF_XDP socket", "CAP_NET_RAW")(errno),
         })?;
-        let (map, pool) = (Arc::clone(self.map), Arc::clone(self.pool));
-        let socket = Socket::new(fd, queue, self.sizes, map, pool, self.need_wakeup)
+        let (attachment, pool) = (Arc::clone(self.attachment), Arc::clone(self.pool));
+        let socket = Socket::new(fd, queue, self.sizes, attachment, pool, self.need_wakeup)
             .map_err(|(call, errno)| fail(call)(errno))?;
         let socket = Arc::new(socket);
         if owner.is_none() {

@@ -1,6 +1,6 @@
 //! The cold half of an AF_XDP port.
 
-use super::bpf::{Attached, Link, Program, SocketMap};
+use super::bpf::{Attached, Attachment, Link, Program, SocketMap};
 use super::config::{Attach, Chunks, TxMetadata, Want, XdpConfig};
 use super::error::XdpError;
 use super::features::{self, Features};
@@ -38,10 +38,9 @@ pub struct XdpPort {
     namespace: Namespace,
     pool: Arc<Pool>,
     opener: nix::unistd::Pid,
-    program: Program,
-    // Last: the program is detached when the sockets are closed, so that nothing that arrives
-    // meanwhile is lost between the two.
-    link: Link,
+    // Last: the program is detached when the sockets are closed; what arrives between the two goes to
+    // the kernel.
+    attachment: Arc<Attachment>,
 }
 
 impl XdpPort {
@@ -91,7 +90,6 @@ impl XdpPort {
             "making a BPF map",
             "CAP_BPF (or CAP_SYS_ADMIN)",
         ))?;
-        let map = Arc::new(map);
         let code = program::assemble(&config.steering, map.fd()).ok_or_else(|| XdpError::TooManyRules {
             interface: name.to_owned(),
             rules: config.steering.rules().len(),
@@ -100,13 +98,14 @@ impl XdpPort {
         let program = Program::load(name, &code, config.multi_buffer)?;
         let mut reasons = Vec::new();
         let link = attach(&namespace, &interface, &program, config.attach, &mut reasons)?;
+        let attachment = Arc::new(Attachment { link, program, map });
 
         let features = features::of(interface.index);
         let plan = Plan {
             interface: name,
             ifindex: interface.index,
             pool,
-            map: &map,
+            attachment: &attachment,
             geometry,
             sizes: RingSizes {
                 rx: config.rx_ring,
@@ -119,7 +118,7 @@ impl XdpPort {
             segments: segments(config, features),
             share: config.share_umem,
         };
-        let (opened, zero_copy) = open_queues(&plan, config, &link, features, available, &mut reasons)?;
+        let (opened, zero_copy) = open_queues(&plan, config, features, available, &mut reasons)?;
         for reason in &reasons {
             tracing::warn!(interface = name, "{reason}");
         }
@@ -139,8 +138,7 @@ impl XdpPort {
             namespace,
             pool: Arc::clone(pool),
             opener: nix::unistd::getpid(),
-            program,
-            link,
+            attachment,
         })
     }
 
@@ -158,8 +156,8 @@ impl XdpPort {
 
     /// Where the program runs.
     #[must_use]
-    pub const fn attached(&self) -> Attached {
-        self.link.how
+    pub fn attached(&self) -> Attached {
+        self.attachment.link.how
     }
 
     /// Does a queue of this port use the UMEM of another socket?
@@ -179,7 +177,7 @@ impl XdpPort {
     /// # Errors
     /// The kernel's answer, when it does not tell.
     pub fn program_id(&self) -> Result<u32, Errno> {
-        self.program.id()
+        self.attachment.program.id()
     }
 
     /// Asks the program about a packet, without sending it anywhere (`BPF_PROG_TEST_RUN`): true when
@@ -188,7 +186,7 @@ impl XdpPort {
     /// # Errors
     /// The kernel's answer: the packet is shorter than an Ethernet header or longer than a page.
     pub fn would_take(&self, packet: &[u8]) -> Result<bool, Errno> {
-        self.program.run(packet).map(|verdict| verdict == super::layout::bpf::XDP_REDIRECT)
+        self.attachment.program.run(packet).map(|verdict| verdict == super::layout::bpf::XDP_REDIRECT)
     }
 }
 
@@ -299,7 +297,6 @@ fn native_refusal(errno: Errno) -> String {
 fn open_queues(
     plan: &Plan<'_>,
     config: &XdpConfig,
-    link: &Link,
     features: Option<Features>,
     available: u32,
     reasons: &mut Vec<String>,
@@ -326,7 +323,7 @@ fn open_queues(
         Ok(opened)
     };
     if config.zero_copy != Want::Never {
-        let why = if link.how == Attached::Generic {
+        let why = if plan.attachment.link.how == Attached::Generic {
             Some("the XDP program is not attached in the driver".to_owned())
         } else {
             features.and_then(|f| f.zero_copy_refusal(config.multi_buffer)).map(str::to_owned)
@@ -389,7 +386,7 @@ impl Port for XdpPort {
     }
 
     fn driver(&self) -> &'static str {
-        match (self.zero_copy, self.link.how) {
+        match (self.zero_copy, self.attachment.link.how) {
             (true, _) => "af_xdp zero-copy",
             (false, Attached::Native) => "af_xdp copy",
             (false, Attached::Generic) => "af_xdp copy generic",

@@ -5,7 +5,7 @@
 //! touched as atomics. A kick does a bounded number of system calls.
 #![allow(unsafe_code, reason = "ring memory that the kernel shares; see each block")]
 
-use super::bpf::SocketMap;
+use super::bpf::Attachment;
 use super::layout::{
     MmapOffsets, RingOffset, Statistics, XDP_OPTIONS_ZEROCOPY, XDP_RING_NEED_WAKEUP, XdpDesc,
 };
@@ -120,7 +120,7 @@ pub(super) struct Socket {
     rings: RingMaps,
     fd: OwnedFd,
     queue: u32,
-    map: Arc<SocketMap>,
+    attachment: Arc<Attachment>,
     /// Keeps the UMEM's memory mapped as long as the kernel may write to it.
     _pool: Arc<Pool>,
     zero_copy: AtomicBool,
@@ -139,7 +139,7 @@ impl Socket {
         fd: OwnedFd,
         queue: u32,
         sizes: RingSizes,
-        map: Arc<SocketMap>,
+        attachment: Arc<Attachment>,
         pool: Arc<Pool>,
         need_wakeup: bool,
     ) -> Result<Self, (&'static str, Errno)> {
@@ -179,7 +179,7 @@ impl Socket {
             rings,
             fd,
             queue,
-            map,
+            attachment,
             _pool: pool,
             zero_copy: AtomicBool::new(false),
             need_wakeup,
@@ -237,13 +237,13 @@ impl Socket {
 
     /// Sends the queue's packets to this socket.
     pub(super) fn enlist(&self) -> Result<(), Errno> {
-        self.map.set(self.queue, self.fd.as_fd())
+        self.attachment.map.set(self.queue, self.fd.as_fd())
     }
 
     /// Ends that, for every process that has the socket.
     pub(super) fn delist(&self) {
         // It fails only when it is not there, which is what is wanted.
-        let _ = self.map.clear(self.queue);
+        let _ = self.attachment.map.clear(self.queue);
     }
 
     pub(super) const fn queue(&self) -> u32 {

@@ -199,6 +199,8 @@ impl Worker {
         queue.close();
         let balance = Balance::of(&pool, &in_hand);
         assert_eq!((balance.missing, balance.in_custody), (0, 0), "after: {balance:?}");
+        // SAFETY: the balance has shown that all of the worker's frames are on the list.
+        unsafe { frames.retire() };
     }
 }
 
