@@ -70,7 +70,7 @@ fn a_forked_worker_without_system_calls() {
                 worker.queue.tx.transmit(&mut batch);
                 worker.queue.tx.reclaim(&mut worker.frames);
             }
-            std::mem::forget(worker.frames.get());
+            let _held = worker.frames.get();
             // SAFETY: exit(2), not exit_group(2), is what strict seccomp allows.
             unsafe { libc::syscall(libc::SYS_exit, 7) };
             unreachable!("exit does not return");

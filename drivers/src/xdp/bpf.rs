@@ -209,3 +209,27 @@ impl AsFd for Program {
         self.0.as_fd()
     }
 }
+
+#[cfg(test)]
+mod plain {
+    use super::*;
+
+    impl Link {
+        /// A link that attaches nothing, for tests without a kernel.
+        pub(in crate::xdp) fn plain(fd: OwnedFd) -> Self {
+            Self { _fd: fd, how: Attached::Generic }
+        }
+    }
+
+    impl From<OwnedFd> for Program {
+        fn from(fd: OwnedFd) -> Self {
+            Self(fd)
+        }
+    }
+
+    impl From<OwnedFd> for SocketMap {
+        fn from(fd: OwnedFd) -> Self {
+            Self(fd)
+        }
+    }
+}

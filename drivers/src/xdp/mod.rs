@@ -34,6 +34,8 @@ mod bpf;
 mod config;
 mod error;
 mod features;
+#[cfg(test)]
+mod hostile;
 mod interface;
 mod layout;
 mod metadata;

@@ -169,7 +169,12 @@ impl Plan<'_> {
     }
 
     /// Puts rings and custodies together.
-    fn assemble(&self, socket: &Arc<Socket>, rx: Custody, tx: Custody) -> Result<Opened, XdpError> {
+    pub(super) fn assemble(
+        &self,
+        socket: &Arc<Socket>,
+        rx: Custody,
+        tx: Custody,
+    ) -> Result<Opened, XdpError> {
         let rings = socket.rings().map_err(|_| XdpError::os(self.interface, "ring sizes")(Errno::EINVAL))?;
         let slot = Slot::new(socket);
         let geometry = self.geometry;
@@ -264,5 +269,29 @@ impl Plan<'_> {
             });
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+impl<'a> Plan<'a> {
+    /// A plan for a socket on plain memory.
+    pub(super) fn plain(
+        pool: &'a Arc<Pool>,
+        socket: &'a Socket,
+        geometry: Geometry,
+        sizes: RingSizes,
+    ) -> Self {
+        Plan {
+            interface: "plain",
+            ifindex: 0,
+            pool,
+            attachment: socket.attachment(),
+            geometry,
+            sizes,
+            need_wakeup: true,
+            multi_buffer: true,
+            segments: 17,
+            share: Want::Never,
+        }
     }
 }

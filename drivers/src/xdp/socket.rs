@@ -370,6 +370,108 @@ fn kick(
 }
 
 #[cfg(test)]
+pub(super) mod plain {
+    //! A socket on plain memory, and a hand on the kernel's side of its rings.
+
+    use super::*;
+    use crate::xdp::bpf::Link;
+
+    const PAGE: usize = 4096;
+
+    fn map(entries: u32, entry: usize) -> RingMap {
+        let bytes = (192 + entries as usize * entry).next_multiple_of(PAGE);
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new mapping touches nothing that exists.
+        let base = unsafe { libc::mmap(std::ptr::null_mut(), bytes, protection, flags, -1, 0) };
+        let base = NonNull::new(base.cast()).filter(|_| base != libc::MAP_FAILED).expect("memory");
+        let at = RingOffset { producer: 0, consumer: 64, flags: 128, desc: 192 };
+        RingMap { base, bytes, at, entries }
+    }
+
+    fn nothing() -> OwnedFd {
+        std::fs::File::open("/dev/null").expect("/dev/null").into()
+    }
+
+    /// A socket with four empty rings and no kernel.
+    pub(crate) fn socket(sizes: RingSizes, pool: &Arc<Pool>) -> Arc<Socket> {
+        let rings = RingMaps {
+            rx: map(sizes.rx, 16),
+            tx: map(sizes.tx, 16),
+            fill: map(sizes.fill, 8),
+            completion: map(sizes.completion, 8),
+        };
+        let attachment =
+            Attachment { link: Link::plain(nothing()), program: nothing().into(), map: nothing().into() };
+        Arc::new(Socket {
+            rings,
+            fd: nothing(),
+            queue: 0,
+            attachment: Arc::new(attachment),
+            _pool: Arc::clone(pool),
+            zero_copy: AtomicBool::new(false),
+            need_wakeup: true,
+            tries: 4,
+            kicks: AtomicU64::new(0),
+            kick_errors: AtomicU64::new(0),
+            bad: [AtomicU64::new(0), AtomicU64::new(0)],
+            refused: AtomicU64::new(0),
+        })
+    }
+
+    /// Which ring.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub(crate) enum Which {
+        Rx,
+        Tx,
+        Fill,
+        Completion,
+    }
+
+    impl Socket {
+        pub(crate) fn attachment(&self) -> &Arc<Attachment> {
+            &self.attachment
+        }
+
+        fn of(&self, which: Which) -> &RingMap {
+            match which {
+                Which::Rx => &self.rings.rx,
+                Which::Tx => &self.rings.tx,
+                Which::Fill => &self.rings.fill,
+                Which::Completion => &self.rings.completion,
+            }
+        }
+
+        /// Reads producer and consumer.
+        pub(crate) fn indices(&self, which: Which) -> (u32, u32) {
+            let ring = self.of(which);
+            (ring.load(ring.at.producer, Ordering::Acquire), ring.load(ring.at.consumer, Ordering::Acquire))
+        }
+
+        /// Writes the index that is the kernel's, or any other word.
+        pub(crate) fn set(&self, which: Which, word: &str, value: u32) {
+            let ring = self.of(which);
+            let at = match word {
+                "producer" => ring.at.producer,
+                "consumer" => ring.at.consumer,
+                _ => ring.at.flags,
+            };
+            // SAFETY: as in `RingMap::load`.
+            unsafe { AtomicU32::from_ptr(ring.word(at).as_ptr()) }.store(value, Ordering::Release);
+        }
+
+        /// Reads and writes slots as words of eight bytes.
+        pub(crate) fn slot(&self, which: Which, index: u32) -> *mut [u64; 2] {
+            let ring = self.of(which);
+            let entry = if matches!(which, Which::Rx | Which::Tx) { 16 } else { 8 };
+            let at = ring.at.desc as usize + (index & (ring.entries - 1)) as usize * entry;
+            // SAFETY: the slot lies inside the mapping.
+            unsafe { ring.base.as_ptr().add(at).cast() }
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use std::cell::Cell;
