@@ -371,6 +371,15 @@ fn parse(message: &RouteNetlinkMessage) -> Option<LinkStatus> {
     Some(status)
 }
 
+/// Is the XDP program of this number (see [`LinkStatus::xdp_program`]) still in the kernel? To be asked
+/// after whoever attached it is gone.
+///
+/// # Errors
+/// [`LabError::NotPermitted`] without `CAP_SYS_ADMIN`.
+pub fn xdp_program_exists(id: u32) -> Result<bool, LabError> {
+    sys::bpf_program_exists(id).map_err(|e| LabError::socket("asking for a BPF program", e))
+}
+
 fn xdp_program(attributes: &[LinkXdp]) -> Option<u32> {
     attributes.iter().find_map(|attribute| match attribute {
         LinkXdp::ProgId(id) | LinkXdp::DrvProgId(id) | LinkXdp::SkbProgId(id) | LinkXdp::HwProgId(id)

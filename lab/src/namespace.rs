@@ -71,8 +71,17 @@ impl Namespace {
     /// # Errors
     /// When `/proc` is not mounted.
     pub fn current() -> Result<Self, LabError> {
-        let failed = |e| LabError::namespace("opening the thread's network namespace", e);
-        let file = File::open("/proc/thread-self/ns/net").map_err(failed)?;
+        Self::open(Path::new("/proc/thread-self/ns/net"))
+    }
+
+    /// A namespace by a file that stands for it: `/proc/PID/ns/net`, or the `/proc/PID/fd/N` of somebody
+    /// who holds it.
+    ///
+    /// # Errors
+    /// When the file cannot be opened.
+    pub fn open(path: &Path) -> Result<Self, LabError> {
+        let failed = |e| LabError::namespace("opening a network namespace", e);
+        let file = File::open(path).map_err(failed)?;
         let inode = file.metadata().map_err(failed)?.ino();
         Ok(Self { file, inode })
     }

@@ -182,3 +182,20 @@ pub(crate) fn tcp_retransmitted(socket: &impl AsFd) -> io::Result<u64> {
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(u64::from(info.tcpi_total_retrans)) }
 }
+
+/// Is there a BPF program of this number? Asks for a descriptor (`BPF_PROG_GET_FD_BY_ID`, Linux 4.13).
+pub(crate) fn bpf_program_exists(id: u32) -> io::Result<bool> {
+    const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
+    // prog_id, next_id, open_flags of `union bpf_attr`.
+    let attributes = [id, 0, 0];
+    let size = size_of_val(&attributes);
+    // SAFETY: the kernel reads `size` bytes of the array, which outlives the call.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_GET_FD_BY_ID, attributes.as_ptr(), size) };
+    if fd < 0 {
+        let error = io::Error::last_os_error();
+        return if error.kind() == io::ErrorKind::NotFound { Ok(false) } else { Err(error) };
+    }
+    // SAFETY: the kernel just gave us this descriptor; nobody else has it.
+    drop(unsafe { OwnedFd::from_raw_fd(fd as i32) });
+    Ok(true)
+}

@@ -250,7 +250,7 @@ fn line(frames: u64, rate: f64, bits: f64, flows: &[FlowReport]) -> String {
     let time = |ns: Option<u64>| ns.map_or_else(|| "-".to_owned(), short_time);
     let lost: u64 = flows.iter().map(|f| f.counts.lost + f.counts.corrupt).sum();
     format!(
-        "{:>8} · {:>10} · {} frames · rtt {} / {} · {} lost",
+        "{:>8} · {:>10} · {} frames · rtt p50 {} · p99 {} · {} lost",
         pps(rate),
         bps(bits),
         grouped(frames),

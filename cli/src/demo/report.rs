@@ -173,7 +173,8 @@ impl Report {
             problems.push(format!("{} frames were lost", grouped_signed(self.frames_lost)));
         }
         if self.worker_restarts > 0 {
-            problems.push(format!("the worker died and was started again ({} times)", self.worker_restarts));
+            let times = if self.worker_restarts == 1 { "once" } else { "more than once" };
+            problems.push(format!("the worker died and was started again, {times}"));
         }
         for flow in facts.flows {
             let (name, counts) = (flow.flow.protocol(), flow.counts);

@@ -27,11 +27,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// A request without an answer for this long is lost.
-pub const PATIENCE: Duration = Duration::from_secs(1);
+/// A request without an answer for this long is lost. Long, since a busy machine may let a thread wait
+/// for its CPU, and that is no loss.
+pub const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Longest time that stopping flows wait for what is still on its way.
-pub const LAST_WORD: Duration = Duration::from_secs(2);
+pub const LAST_WORD: Duration = Duration::from_secs(3);
 
 /// How often a waiting thread looks whether it should stop.
 const LOOK: Duration = Duration::from_millis(20);
