@@ -27,12 +27,16 @@ pub(crate) fn cross_connect(placement: Placement) -> (Arc<Pool>, Running, Peer, 
     (pool, running, left, right)
 }
 
-/// Sends `n` frames and receives them at the other end, both a few at a time.
+/// Frames on their way at a time: fewer than any ring on it holds, so that none can be full.
+const WINDOW: u64 = 128;
+
+/// Sends `n` frames and receives them at the other end, a few at a time.
 pub(crate) fn pass(left: &mut Peer, right: &mut Peer, n: u64) {
     let (first, before) = (left.sent, right.received.len() as u64);
     wait_for("frames to cross the worker", || {
-        let missing = n - (left.sent - first);
-        left.send(missing.min(32) as usize);
+        let arrived = right.received.len() as u64 - before;
+        let sent = left.sent - first;
+        left.send((n - sent).min(WINDOW.saturating_sub(sent.saturating_sub(arrived))) as usize);
         right.receive();
         right.received.len() as u64 - before >= n
     });

@@ -328,7 +328,7 @@ pub fn hostile_other_side(fixture: &mut dyn Fixture) {
         wire.ends[0].queue.tx.transmit(&mut batch);
         wire.ends[0].frames.put_batch(&mut batch);
         if let Lies::CannotTell(reason) = wire.fixture.lie(&wire.opened, round) {
-            eprintln!("skipped: {}: hostile_other_side: {reason}", wire.driver());
+            eprintln!("not applicable to {}: hostile_other_side: {reason}", wire.driver());
             wire.close("after no lies");
             return;
         }
