@@ -134,9 +134,12 @@ impl Link {
         let mut opened: Vec<Custody> = Vec::new();
         let mut lay_out = || {
             for at in Self::places(queues, ring) {
-                let (data, returns) = (pool.custody()?, pool.custody()?);
-                let control = Control { state: 0, data: data.0.id().into(), returns: returns.0.id().into() };
-                opened.extend([data, returns]);
+                let mut id = || {
+                    // Noted at once: a later failure gives it back.
+                    opened.push(pool.custody()?);
+                    Ok::<_, MemoryError>(opened.last().map_or(0, |(lender, _)| lender.id().into()))
+                };
+                let control = Control { state: 0, data: id()?, returns: id()? };
                 let place = region.slice::<Control>(at, 1).ok_or(MemoryError::NotALink)?;
                 // SAFETY: inside the region and aligned; nobody else has the region yet.
                 unsafe { place.write(control) };
