@@ -86,5 +86,6 @@ pub trait Comparison {
 /// Every comparison there is.
 #[must_use]
 pub fn all() -> Vec<Box<dyn Comparison>> {
-    vec![Box::new(crate::null::Null)]
+    use crate::{afxdp::AfXdp, null::Null, wire::Load};
+    vec![Box::new(Null), Box::new(AfXdp(Load::TxOnly)), Box::new(AfXdp(Load::Overload))]
 }

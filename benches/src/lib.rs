@@ -5,6 +5,7 @@
 //! | [`comparison`] | what a comparison is, and the list of them |
 //! | [`report`] | medians, ratios, spread; the table and the JSON |
 //! | [`null`] | MAC swap between null ports, against testpmd |
+//! | [`afxdp`], [`wire`], [`bpf`] | forwarding over veth, against testpmd; generator and sink for it |
 //! | [`testpmd`] | DPDK's testpmd as a child process |
 //! | [`hugepages`] | huge pages for the time of a run, for both sides |
 //!
@@ -12,11 +13,14 @@
 //! turn, each in a process of its own. Times are reported, never asserted.
 #![deny(missing_docs, unsafe_code)]
 
+pub mod afxdp;
+pub mod bpf;
 pub mod comparison;
 pub mod hugepages;
 pub mod null;
 pub mod report;
 pub mod testpmd;
+pub mod wire;
 
 /// CPU of the forwarder, ours or the peer's.
 pub const FORWARDER_CPU: usize = 1;
