@@ -50,12 +50,8 @@ fn main() -> ExitCode {
         Command::Top(args) => top::run(&args).map_err(Into::into),
     };
     result.unwrap_or_else(|error| {
+        // Each error's text has its cause in it.
         eprintln!("isoplane: {error}");
-        let mut source = error.source();
-        while let Some(cause) = source {
-            eprintln!("  because: {cause}");
-            source = cause.source();
-        }
         ExitCode::FAILURE
     })
 }

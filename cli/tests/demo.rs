@@ -404,15 +404,17 @@ fn top_shows_a_running_demo() {
         .spawn()
         .unwrap();
     let lines = std::io::BufRead::lines(std::io::BufReader::new(stream.stdout.take().unwrap()));
-    let frames: Vec<u64> = lines
-        .take(3)
-        .map(|line| {
-            let all: Value = serde_json::from_str(&line.unwrap()).unwrap();
-            let shown = all["dataplanes"].as_array().unwrap().iter().find(|d| d["pid"] == program).unwrap();
-            shown["workers"][0]["ports"][0]["rx_frames"].as_u64().unwrap()
-        })
-        .collect();
-    assert!(frames.is_sorted() && frames[0] < frames[2], "{frames:?}");
+    let mut frames = Vec::new();
+    for line in lines {
+        let all: Value = serde_json::from_str(&line.unwrap()).unwrap();
+        let shown = all["dataplanes"].as_array().unwrap().iter().find(|d| d["pid"] == program).unwrap();
+        frames.push(shown["workers"][0]["ports"][0]["rx_frames"].as_u64().unwrap());
+        // A busy machine may let the demo wait; in the end it moves on, and one line more is too many.
+        if frames.len() > 2 && frames[0] < frames[frames.len() - 1] || frames.len() > 400 {
+            break;
+        }
+    }
+    assert!(frames.is_sorted() && frames[0] < frames[frames.len() - 1], "{frames:?}");
     assert!(stream.wait().unwrap().success());
     demo.signal(Signal::SIGINT);
     check_report(&json(&demo.output()), "memory");

@@ -59,7 +59,7 @@ pub(crate) enum TopError {
         root: bool,
     },
     /// `/proc` or the terminal failed.
-    #[error("{what}")]
+    #[error("{what}: {source}")]
     Io {
         /// What was tried.
         what: &'static str,
