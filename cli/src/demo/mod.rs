@@ -171,7 +171,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, DemoError> {
     let started = Instant::now();
     let traffic = traffic()?;
     let ended = watch(args, &running, &reader, &traffic, started, &stop);
-    let flows = traffic.stop();
+    let flows = match ended {
+        // Nobody is left to bring what is on its way.
+        Ended::Failure(_) => traffic.stop_within(Duration::ZERO),
+        _ => traffic.stop(),
+    };
     let elapsed = started.elapsed();
     settle(&reader);
     let stop_report = running.stop();

@@ -2,7 +2,7 @@
 
 use super::content::{self, Stream};
 use super::exchange::in_time;
-use super::{Endpoint, LAST_WORD, LOOK, Meter};
+use super::{Endpoint, LOOK, Meter};
 use crate::{LabError, sys};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -147,7 +147,7 @@ fn carry(end: usize, mut stream: &TcpStream, totals: &Totals, meter: &Meter) -> 
                 stream.shutdown(Shutdown::Write)?;
                 writing = false;
             }
-            if Instant::now() > *last_word.get_or_insert_with(|| Instant::now() + LAST_WORD) {
+            if Instant::now() > *last_word.get_or_insert_with(|| Instant::now() + meter.last_word()) {
                 return Err(io::ErrorKind::TimedOut.into());
             }
         }

@@ -1,6 +1,6 @@
 //! Requests and answers with a window: what ICMP echo and UDP have in common.
 
-use super::{LAST_WORD, Meter, PATIENCE};
+use super::{Meter, PATIENCE};
 use std::collections::BTreeMap;
 use std::io;
 use std::time::Instant;
@@ -30,7 +30,7 @@ pub(crate) fn run(wire: &mut impl Wire, window: usize, meter: &Meter) {
     let mut last_word = None;
     loop {
         if last_word.is_none() && meter.stopping() {
-            last_word = Some(Instant::now() + LAST_WORD);
+            last_word = Some(Instant::now() + meter.last_word());
         }
         if let Some(end) = last_word
             && (waiting.is_empty() || Instant::now() > end)

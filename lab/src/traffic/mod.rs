@@ -29,10 +29,10 @@ use std::time::Duration;
 
 /// A request without an answer for this long is lost. Long, since a busy machine may let a thread wait
 /// for its CPU, and that is no loss.
-pub const PATIENCE: Duration = Duration::from_secs(3);
+pub const PATIENCE: Duration = Duration::from_secs(4);
 
-/// Longest time that stopping flows wait for what is still on its way.
-pub const LAST_WORD: Duration = Duration::from_secs(3);
+/// Longest time that stopping flows wait for what is still on its way, unless told otherwise.
+pub const LAST_WORD: Duration = Duration::from_secs(8);
 
 /// How often a waiting thread looks whether it should stop.
 const LOOK: Duration = Duration::from_millis(20);
@@ -153,7 +153,15 @@ impl FlowReport {
 pub struct Traffic {
     flows: Vec<Arc<Meter>>,
     threads: Vec<JoinHandle<()>>,
-    stop: Arc<AtomicBool>,
+    stop: Arc<Stop>,
+}
+
+/// What tells flows to stop.
+#[derive(Debug, Default)]
+struct Stop {
+    asked: AtomicBool,
+    /// Milliseconds that they may wait for what is on its way.
+    last_word_ms: AtomicU64,
 }
 
 /// What the threads of one flow share with the one who asks.
@@ -169,7 +177,7 @@ pub(crate) struct Meter {
     pub(crate) retransmitted: AtomicU64,
     round_trips: Mutex<Histogram<u64>>,
     errors: Mutex<Vec<String>>,
-    stop: Arc<AtomicBool>,
+    stop: Arc<Stop>,
     /// The client expects nothing any more.
     finished: AtomicBool,
 }
@@ -189,7 +197,7 @@ impl std::fmt::Debug for Meter {
 }
 
 impl Meter {
-    fn new(flow: Flow, stop: Arc<AtomicBool>) -> Self {
+    fn new(flow: Flow, stop: Arc<Stop>) -> Self {
         Self {
             flow,
             sent: AtomicU64::new(0),
@@ -216,7 +224,12 @@ impl Meter {
     }
 
     pub(crate) fn stopping(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
+        self.stop.asked.load(Ordering::Acquire)
+    }
+
+    /// How long to wait for what is on its way, once [`Meter::stopping`] says yes.
+    pub(crate) fn last_word(&self) -> Duration {
+        Duration::from_millis(self.stop.last_word_ms.load(Ordering::Relaxed))
     }
 
     pub(crate) fn count(counter: &AtomicU64, n: u64) {
@@ -278,7 +291,7 @@ impl Traffic {
     /// # Errors
     /// When sockets or threads cannot be made; what had begun is stopped again.
     pub fn start(client: Endpoint<'_>, server: Endpoint<'_>, flows: &[Flow]) -> Result<Self, LabError> {
-        let stop = Arc::new(AtomicBool::new(false));
+        let stop = Arc::new(Stop::default());
         let mut traffic = Self { flows: Vec::new(), threads: Vec::new(), stop };
         for flow in flows {
             let meter = Arc::new(Meter::new(*flow, Arc::clone(&traffic.stop)));
@@ -311,7 +324,7 @@ impl Traffic {
         window: usize,
         largest: usize,
     ) -> Result<Self, LabError> {
-        let stop = Arc::new(AtomicBool::new(false));
+        let stop = Arc::new(Stop::default());
         let meter = Arc::new(Meter::new(Flow::Frames { window, largest }, Arc::clone(&stop)));
         let mut traffic = Self { flows: vec![Arc::clone(&meter)], threads: Vec::new(), stop };
         frames::start(client, server, window, largest, &meter, &mut traffic.threads)?;
@@ -333,13 +346,21 @@ impl Traffic {
     /// Sends nothing new, waits for what is on its way, and says what was done. Afterwards the path is
     /// silent.
     #[must_use]
-    pub fn stop(mut self) -> Vec<FlowReport> {
-        self.end();
+    pub fn stop(self) -> Vec<FlowReport> {
+        self.stop_within(LAST_WORD)
+    }
+
+    /// As [`Traffic::stop`], but what is not here after `last_word` (an hour at most) counts as lost.
+    #[must_use]
+    pub fn stop_within(mut self, last_word: Duration) -> Vec<FlowReport> {
+        self.end(last_word);
         self.reports()
     }
 
-    fn end(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+    fn end(&mut self, last_word: Duration) {
+        let millis = u64::try_from(last_word.as_millis()).unwrap_or(u64::MAX).min(3_600_000);
+        self.stop.last_word_ms.store(millis, Ordering::Relaxed);
+        self.stop.asked.store(true, Ordering::Release);
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
                 tracing::error!("a traffic thread panicked");
@@ -350,7 +371,7 @@ impl Traffic {
 
 impl Drop for Traffic {
     fn drop(&mut self) {
-        self.end();
+        self.end(Duration::ZERO);
     }
 }
 
