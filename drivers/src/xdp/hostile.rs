@@ -44,7 +44,7 @@ enum Step {
 fn address() -> impl Strategy<Value = u64> {
     prop_oneof![
         3 => (0..u64::from(CHUNKS), 0..5000_u64).prop_map(|(chunk, at)| chunk * 4096 + at),
-        1 => (0..u64::from(CHUNKS), any::<u16>()).prop_map(|(chunk, at)| chunk * 4096 | u64::from(at) << 48),
+        1 => (0..u64::from(CHUNKS), any::<u16>()).prop_map(|(chunk, at)| (chunk * 4096) | (u64::from(at) << 48)),
         1 => any::<u64>(),
     ]
 }
