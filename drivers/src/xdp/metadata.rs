@@ -88,6 +88,12 @@ impl TxTimes {
         had
     }
 
+    /// Nobody has asked.
+    pub(super) fn reset(&mut self) {
+        self.asked.fill(0);
+        (self.outstanding, self.len) = (0, 0);
+    }
+
     /// Is there an answer to come?
     #[inline(always)]
     pub(super) const fn waiting(&self) -> bool {

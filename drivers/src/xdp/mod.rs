@@ -16,7 +16,7 @@
 //! | `interface`, `features` | what the kernel says about an interface |
 //! | `umem`, `socket`, `open` | the pool as UMEM, a socket and its rings, opening a queue |
 //! | `queue`, `metadata` | the hot halves |
-//! | `slot`, `port`, `config`, `error` | the cold half |
+//! | `slot`, `release`, `port`, `config`, `error` | the cold half |
 //!
 //! Contract: nothing outlives the process, however it ends: the program is attached by a link, and
 //! nothing is pinned. An interface that has another XDP program is left alone.
@@ -43,6 +43,7 @@ mod open;
 mod port;
 mod program;
 mod queue;
+mod release;
 mod slot;
 mod socket;
 mod steering;

@@ -10,6 +10,7 @@ use super::config::Want;
 use super::error::XdpError;
 use super::layout::{XDP_COPY, XDP_SHARED_UMEM, XDP_USE_NEED_WAKEUP, XDP_USE_SG, XDP_ZEROCOPY};
 use super::queue::{TxRules, XdpRx, XdpTx};
+use super::release::Probe;
 use super::slot::Slot;
 use super::socket::{RingSizes, Socket};
 use super::sys;
@@ -154,6 +155,11 @@ impl Plan<'_> {
         let interface = || self.interface.to_owned();
         let registration = self.geometry.registration(self.pool);
         socket.register(&registration).map_err(|errno| match errno {
+            Errno::EINVAL if self.geometry.has_tx_metadata() => XdpError::Required {
+                interface: interface(),
+                what: "TX metadata",
+                why: "the kernel knows it since Linux 6.8".to_owned(),
+            },
             Errno::EINVAL => XdpError::ChunkSize {
                 interface: interface(),
                 chunk: self.geometry.chunk(),
@@ -239,6 +245,10 @@ impl Plan<'_> {
                     )(errno));
                 }
             }
+        }
+        if socket.zero_copy() {
+            let probe = Probe::new(self.ifindex, socket.queue());
+            opened.slot.guard(probe.map_err(XdpError::os(self.interface, "a second AF_XDP socket"))?);
         }
         if owner.is_some() {
             self.prime(opened)?;

@@ -16,6 +16,7 @@ use crate::queue::Queue;
 use isoplane_memory::Pool;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
+use std::fs::File;
 use std::sync::Arc;
 
 /// A network interface driven through AF_XDP sockets, one for each of its queues.
@@ -51,21 +52,15 @@ impl XdpPort {
     pub fn open(pool: &Arc<Pool>, config: &XdpConfig) -> Result<Self, XdpError> {
         config.check()?;
         let Some(namespace) = &config.namespace else { return Self::open_here(pool, config) };
-        // A thread of its own, since the namespace of a thread is that of all that it does after.
-        let here = |call| XdpError::os(&config.interface, call);
-        let opened = std::thread::scope(|scope| {
-            let thread =
-                std::thread::Builder::new().name("isoplane-open".to_owned()).spawn_scoped(scope, || {
-                    setns(namespace, CloneFlags::CLONE_NEWNET).map_err(XdpError::permission(
-                        &config.interface,
-                        "setns",
-                        "CAP_SYS_ADMIN",
-                    ))?;
-                    Self::open_here(pool, config)
-                });
-            thread.map(|thread| thread.join().ok()).map_err(|_| here("starting a thread")(Errno::EAGAIN))
-        })?;
-        opened.unwrap_or_else(|| Err(here("opening in another namespace")(Errno::EIO)))
+        let failed = |call| XdpError::permission(&config.interface, call, "CAP_SYS_ADMIN");
+        // In this thread and back, so that a program with one thread has one all the time.
+        let home = File::open("/proc/thread-self/ns/net")
+            .map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))
+            .map_err(failed("opening the thread's network namespace"))?;
+        setns(namespace, CloneFlags::CLONE_NEWNET).map_err(failed("entering the network namespace"))?;
+        let opened = Self::open_here(pool, config);
+        setns(&home, CloneFlags::CLONE_NEWNET).map_err(failed("leaving the network namespace"))?;
+        opened
     }
 
     fn open_here(pool: &Arc<Pool>, config: &XdpConfig) -> Result<Self, XdpError> {

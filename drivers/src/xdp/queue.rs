@@ -319,6 +319,10 @@ impl TxQueue for XdpTx {
         if let Some(live) = &mut self.live {
             live.tx.survey(survey, |desc| desc.addr);
             live.completion.survey(survey, |address| address);
+            // Its handles died with it: those of refused frames, which the survey gives back as free,
+            // and who had asked for times.
+            self.refused = Batch::new();
+            live.times.reset();
             // What the dead worker had in flight is in custody: that many will come back.
             self.in_flight = live.completion.collector().held() as usize;
         }

@@ -4,6 +4,7 @@
 //! kicker may look at any time; frames leave custody only after it is closed.
 
 use super::layout::Statistics;
+use super::release::Probe;
 use super::socket::Socket;
 use crate::port::{KickError, KickTarget, Kicked};
 use isoplane_memory::{Collector, Kernel, Lender};
@@ -19,7 +20,12 @@ pub(super) struct Slot {
     alive: Weak<Socket>,
     halves: AtomicU32,
     last: Mutex<Totals>,
+    /// In zero-copy mode: tells when the device has let go.
+    probe: Mutex<Option<Probe>>,
 }
+
+/// How long the frames of a closed queue are waited for.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What a queue counted.
 #[derive(Debug, Clone, Copy, Default)]
@@ -38,6 +44,7 @@ impl Slot {
             alive: Arc::downgrade(socket),
             halves: AtomicU32::new(2),
             last: Mutex::new(Totals::default()),
+            probe: Mutex::new(None),
         })
     }
 
@@ -50,21 +57,31 @@ impl Slot {
         }
     }
 
-    /// Ends a custody once nobody in this process has the socket any more. A kicker holds it for no
-    /// longer than one look.
+    /// From now on a custody ends only when the probe has found the queue free.
+    pub(super) fn guard(&self, probe: Probe) {
+        *self.probe.lock().unwrap_or_else(PoisonError::into_inner) = Some(probe);
+    }
+
+    /// Ends a custody once nobody in this process has the socket any more (a kicker holds it for no
+    /// longer than one look), nor the device the chunks.
     pub(super) fn sweep(&self, custody: Option<(Lender, Collector)>) -> u32 {
         let Some((lender, collector)) = custody else { return 0 };
-        let deadline = Instant::now() + Duration::from_secs(1);
-        while self.alive.strong_count() != 0 {
-            if Instant::now() > deadline {
-                tracing::warn!(
-                    "an AF_XDP socket is still in use; its frames stay in custody (owner {})",
-                    lender.id()
-                );
-                return 0;
-            }
+        let deadline = Instant::now() + PATIENCE;
+        while self.alive.strong_count() != 0 && Instant::now() < deadline {
             std::thread::yield_now();
         }
+        let mut probe = self.probe.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = self.alive.strong_count() == 0 && probe.as_ref().is_none_or(|probe| probe.wait(PATIENCE));
+        if !free {
+            tracing::warn!(
+                frames = collector.held(),
+                "an AF_XDP queue that was closed is still in use; its frames stay in custody"
+            );
+            return 0;
+        }
+        // The other half finds it free too.
+        *probe = None;
+        drop(probe);
         isoplane_memory::custody::end(lender, collector)
     }
 

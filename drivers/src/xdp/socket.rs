@@ -271,11 +271,11 @@ impl Socket {
     /// kernel that copies looks each time.
     #[inline(always)]
     pub(super) fn rx_wants_kick(&self) -> bool {
-        if !self.zero_copy() {
+        if !self.zero_copy() || !self.need_wakeup {
             return false;
         }
         fence(Ordering::SeqCst);
-        if self.need_wakeup { self.rings.fill.needs_wakeup() } else { self.rings.rx.waiting() == 0 }
+        self.rings.fill.needs_wakeup()
     }
 
     /// Tells the kernel that the TX ring has work, again while it takes entries and asks for more.
