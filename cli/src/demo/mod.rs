@@ -245,19 +245,18 @@ fn watch(
         let bits = (now_bytes - bytes) as f64 * 8.0 / seconds;
         (frames, bytes) = (now_frames, now_bytes);
         bar.set_position(started.elapsed().min(length).as_millis() as u64);
-        bar.set_message(line(frames, rate, bits, &traffic.reports()));
+        bar.set_message(line(rate, bits, &traffic.reports()));
     }
 }
 
-fn line(frames: u64, rate: f64, bits: f64, flows: &[FlowReport]) -> String {
+fn line(rate: f64, bits: f64, flows: &[FlowReport]) -> String {
     let (p50, p99) = percentiles(&round_trips(flows));
     let time = |ns: Option<u64>| ns.map_or_else(|| "-".to_owned(), short_time);
     let lost: u64 = flows.iter().map(|f| f.counts.lost + f.counts.corrupt).sum();
     format!(
-        "{:>8} · {:>10} · {} frames · rtt p50 {} · p99 {} · {} lost",
+        "{:>9} · {:>10} · rtt {} (p99 {}) · {} lost",
         pps(rate),
         bps(bits),
-        grouped(frames),
         time(p50),
         time(p99),
         grouped(lost),
@@ -278,7 +277,7 @@ fn progress(length: Duration) -> Option<&'static ProgressBar> {
     let bar = PROGRESS.get_or_init(|| {
         let target = ProgressDrawTarget::stderr_with_hz(10);
         let bar = ProgressBar::with_draw_target(Some(length.as_millis() as u64), target);
-        let style = ProgressStyle::with_template("{spinner:.cyan} {bar:20.cyan/black.bright} {wide_msg}")
+        let style = ProgressStyle::with_template("{spinner:.cyan} {bar:12.cyan/black.bright} {wide_msg}")
             .unwrap_or_else(|_| ProgressStyle::default_bar());
         bar.set_style(style.progress_chars("━╸━"));
         bar

@@ -206,13 +206,11 @@ impl Report {
 
     pub(super) fn write_tables(&self, out: &mut impl Write) -> io::Result<()> {
         let time = |us: Option<f64>| us.map_or_else(|| "-".to_owned(), |us| short_time((us * 1e3) as u64));
-        let mut ports =
-            table(&["port", "frames in", "bytes in", "frames out", "bytes out", "out/s", "rate out"]);
+        let mut ports = table(&["port", "frames in", "frames out", "bytes out", "out/s", "rate out"]);
         for port in &self.ports {
             ports.add_row([
                 port.name.clone(),
                 grouped(port.rx_frames),
-                bytes(port.rx_bytes),
                 grouped(port.tx_frames),
                 bytes(port.tx_bytes),
                 pps(port.tx_frames as f64 / self.seconds),
@@ -222,7 +220,6 @@ impl Report {
         ports.add_row([
             "total".to_owned(),
             grouped(self.frames_received),
-            bytes(self.ports.iter().map(|p| p.rx_bytes).sum()),
             grouped(self.frames_forwarded),
             bytes(self.bytes_forwarded),
             pps(self.pps),
@@ -257,11 +254,15 @@ impl Report {
         }
         writeln!(
             out,
-            "{} frames forwarded in {:.1} s: {}, {} · rtt p50 {} · p99 {} · {} lost{}",
+            "{} frames forwarded in {:.1} s · {} · {}",
             grouped(self.frames_forwarded),
             self.seconds,
             pps(self.pps),
             bps(self.bits_per_second),
+        )?;
+        writeln!(
+            out,
+            "round trips: rtt p50 {} · p99 {} · {} lost{}",
             time(self.rtt_p50_us),
             time(self.rtt_p99_us),
             grouped_signed(self.frames_lost),

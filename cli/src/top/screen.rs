@@ -8,7 +8,7 @@ use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style, Stylize};
 use ratatui::text::{Line, Span};
-use ratatui::widgets::{Block, BorderType, Cell, Padding, Paragraph, Row, Sparkline, Table};
+use ratatui::widgets::{Block, BorderType, Cell, Padding, Paragraph, Row, Sparkline, Table, Wrap};
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -118,7 +118,8 @@ fn draw(
 ) {
     let drops = view.drops();
     let app_lines = view.workers.iter().filter(|w| !w.app.is_empty()).count() as u16;
-    let side = (drops.len() as u16).max(app_lines).max(1);
+    // An app's counters may need a second line.
+    let side = (drops.len() as u16).max(2 * app_lines).max(1);
     let workers = view.workers.len() as u16;
     let ports = view.workers.iter().map(|w| w.ports.len() as u16).sum::<u16>();
     let [top, curve, worker_area, port_area, bottom, foot] = Layout::vertical([
@@ -149,15 +150,15 @@ fn draw(
         "workers",
         &text::WORKER_HEADER,
         text::worker_rows(view).iter().map(<[String; 8]>::as_slice),
-        &[10, 9, 8, 9, 8, 11, 8, 10],
+        &[10, 9, 8, 9, 8, 7, 8, 9],
     );
     draw_table(
         frame,
         port_area,
         "ports",
         &text::PORT_HEADER,
-        text::port_rows(view).iter().map(<[String; 9]>::as_slice),
-        &[12, 8, 10, 10, 12, 10, 10, 12, 10],
+        text::port_rows(view).iter().map(<[String; 7]>::as_slice),
+        &[11, 6, 8, 10, 11, 10, 11],
     );
     let [left, right] = Layout::horizontal([Constraint::Percentage(40), Constraint::Fill(1)]).areas(bottom);
     let lines: Vec<Line<'_>> = if drops.is_empty() {
@@ -178,7 +179,8 @@ fn draw(
         }
         lines.push(spans.into());
     }
-    frame.render_widget(Paragraph::new(lines).block(panel("app counters")), right);
+    let counters = Paragraph::new(lines).wrap(Wrap { trim: true }).block(panel("app counters"));
+    frame.render_widget(counters, right);
 
     let mut keys = vec![" q".bold(), " quit  ".dim(), "space".bold(), " pause".dim()];
     if of > 1 {

@@ -1,7 +1,7 @@
 //! A dataplane as text, for pipes and `--once`.
 
 use super::View;
-use crate::format::{bps, bytes, grouped, long_time, pps, scaled, short_time};
+use crate::format::{bps, grouped, long_time, pps, scaled, short_time};
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use std::io::{self, Write};
 use std::time::Duration;
@@ -33,7 +33,7 @@ pub(super) fn headline(view: &View) -> String {
 
 /// Rows about workers: name, state, pid, turns a second, busy, free frames, restarts, drops.
 pub(super) const WORKER_HEADER: [&str; 8] =
-    ["worker", "state", "pid", "turns/s", "busy", "free frames", "restarts", "dropped"];
+    ["worker", "state", "pid", "turns/s", "busy", "free", "restarts", "dropped"];
 
 pub(super) fn worker_rows(view: &View) -> Vec<[String; 8]> {
     let row = |w: &super::view::Worker| {
@@ -51,11 +51,10 @@ pub(super) fn worker_rows(view: &View) -> Vec<[String; 8]> {
     view.workers.iter().map(row).collect()
 }
 
-/// Rows about ports: name, link, worker, in and out.
-pub(super) const PORT_HEADER: [&str; 9] =
-    ["port", "link", "worker", "in", "in", "in, total", "out", "out", "out, total"];
+/// Rows about ports: name, link, worker, rates in, rates out.
+pub(super) const PORT_HEADER: [&str; 7] = ["port", "link", "worker", "in", "in", "out", "out"];
 
-pub(super) fn port_rows(view: &View) -> Vec<[String; 9]> {
+pub(super) fn port_rows(view: &View) -> Vec<[String; 7]> {
     let mut rows = Vec::new();
     for worker in &view.workers {
         for port in &worker.ports {
@@ -66,10 +65,8 @@ pub(super) fn port_rows(view: &View) -> Vec<[String; 9]> {
                 worker.name.clone(),
                 pps(port.rx_pps),
                 bps(port.rx_bits_per_second),
-                bytes(port.rx_bytes),
                 pps(port.tx_pps),
                 bps(port.tx_bits_per_second),
-                bytes(port.tx_bytes),
             ]);
         }
     }
@@ -110,8 +107,9 @@ pub(super) fn write(out: &mut impl Write, view: &View) -> io::Result<()> {
         writeln!(out, "{line}")?;
     }
     for worker in view.workers.iter().filter(|w| !w.app.is_empty()) {
+        let happened = worker.app.iter().filter(|(_, value)| **value > 0);
         let values: Vec<String> =
-            worker.app.iter().map(|(name, value)| format!("{name} {}", grouped(*value))).collect();
+            happened.map(|(name, value)| format!("{name} {}", grouped(*value))).collect();
         writeln!(out, "{}: {}", worker.name, values.join(" · "))?;
     }
     Ok(())
