@@ -180,7 +180,7 @@ fn links_tell_whether_the_other_side_is_there() {
     assert!(matches!(MemoryPort::attach(&pool, fd(), "c"), Err(MemoryError::Taken)));
     let other = Pair::default().pool();
     assert!(matches!(MemoryPort::attach(&other, fd(), "d"), Err(MemoryError::OtherPool { .. })));
-    let not_a_link = pool.region().as_fd().try_clone_to_owned().unwrap();
+    let not_a_link = pool.as_fd().try_clone_to_owned().unwrap();
     assert!(matches!(MemoryPort::attach(&pool, not_a_link, "e"), Err(MemoryError::NotALink)));
 
     let mut frames = pool.cache("w", 20).unwrap();

@@ -126,7 +126,7 @@ fn forked_and_killed(pool: &Arc<Pool>) {
 /// A process that was only given two descriptors, and leaves in good order.
 fn attached_by_descriptor(pool: &Arc<Pool>) {
     let mut a = MemoryPort::offer(pool, &MemoryConfig::new("a")).unwrap();
-    let pool_fd = pool.region().as_fd().try_clone_to_owned().unwrap();
+    let pool_fd = pool.as_fd().try_clone_to_owned().unwrap();
     let link_fd = a.link_fd().try_clone_to_owned().unwrap();
     // SAFETY: the child makes all it uses anew from the descriptors, and leaves by _exit.
     let child = match unsafe { fork() }.unwrap() {

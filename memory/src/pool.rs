@@ -26,7 +26,7 @@ use crate::custody::{Custody, Lender};
 use crate::frame::Frame;
 use crate::region::{Region, RegionConfig};
 use bytemuck::{Pod, Zeroable};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
@@ -100,6 +100,14 @@ unsafe impl Sync for Pool {}
 /// Distinguishes the pools of a process (and of those forked from it), so that a frame of one pool
 /// cannot be used with another. Zero is never given out.
 static NEXT_TAG: AtomicU16 = AtomicU16::new(1);
+
+/// The descriptor of the region behind the pool, to hand to another process. The region itself is not
+/// handed out: a ring laid over a chunk would change bytes under somebody's frame.
+impl AsFd for Pool {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.region.as_fd()
+    }
+}
 
 impl Pool {
     /// Makes a pool; all chunks belong to the depot.
@@ -213,10 +221,10 @@ impl Pool {
         }))
     }
 
-    /// The region behind the pool.
+    /// Size of the region behind the pool, in bytes.
     #[must_use]
-    pub const fn region(&self) -> &Arc<Region> {
-        &self.region
+    pub fn region_bytes(&self) -> usize {
+        self.region.len()
     }
 
     /// The region's name.

@@ -1,7 +1,7 @@
 //! Pools: sharing, bounds, owner ids, damaged headers.
 
 use isoplane_memory::recovery::Balance;
-use isoplane_memory::{Batch, FrameFlags, FrameMeta, Pool, PoolConfig, PoolError, custody};
+use isoplane_memory::{Batch, FrameFlags, FrameMeta, Pool, PoolConfig, PoolError, Region, custody};
 use proptest::prelude::*;
 use std::collections::HashSet;
 use std::os::fd::{AsFd, OwnedFd};
@@ -12,7 +12,7 @@ fn pool(chunks: u32) -> Arc<Pool> {
 }
 
 fn fd(pool: &Pool) -> OwnedFd {
-    pool.region().as_fd().try_clone_to_owned().unwrap()
+    pool.as_fd().try_clone_to_owned().unwrap()
 }
 
 #[test]
@@ -190,13 +190,14 @@ proptest! {
         damage in prop::collection::vec((0_usize..96, any::<u8>()), 1..4),
     ) {
         let pool = pool(64);
+        let region = Region::from_fd(fd(&pool), true).unwrap();
         for (at, value) in damage {
-            let byte = pool.region().slice::<u8>(at, 1).unwrap();
+            let byte = region.slice::<u8>(at, 1).unwrap();
             // SAFETY: inside the region, and no reference into the header exists.
             unsafe { byte.write_volatile(value) };
         }
         if let Ok(other) = Pool::attach(fd(&pool)) {
-            prop_assert!(other.chunks() as usize * other.chunk_bytes() as usize <= pool.region().len());
+            prop_assert!(other.chunks() as usize * other.chunk_bytes() as usize <= pool.region_bytes());
             let want = other.in_depot().min(100);
             if let Ok(mut cache) = other.cache("w", want) {
                 while let Some(mut frame) = cache.get() {

@@ -111,7 +111,7 @@ const fn direction_bytes(ring: u32) -> usize {
 
 /// Device and inode of the memfd behind a pool: the same in every process.
 fn identity(pool: &Pool) -> Result<(u64, u64), MemoryError> {
-    let stat = nix::sys::stat::fstat(pool.region().as_fd()).map_err(MemoryError::Identity)?;
+    let stat = nix::sys::stat::fstat(pool.as_fd()).map_err(MemoryError::Identity)?;
     Ok((stat.st_dev, stat.st_ino))
 }
 
