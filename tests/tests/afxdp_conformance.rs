@@ -1,11 +1,12 @@
 //! The port conformance suite between two AF_XDP ports, one on each end of a veth pair: single frames,
-//! packets in several frames, unaligned chunks. The two share one pool, and so one UMEM.
+//! packets in several frames, unaligned chunks, both together, a program in the network stack. The two
+//! share one pool and, but for the last, one UMEM.
 
 mod afxdp;
 
 use afxdp::{Wires, config, pool_with};
 use isoplane_drivers::conformance::{Fixture, Opened};
-use isoplane_drivers::xdp::{Chunks, XdpConfig, XdpPort, ZeroCopy};
+use isoplane_drivers::xdp::{Attach, Chunks, Want, XdpConfig, XdpPort, ZeroCopy};
 use isoplane_memory::Pool;
 use std::sync::Arc;
 
@@ -82,5 +83,21 @@ mod unaligned {
     isoplane_drivers::conformance_tests!(
         link,
         Veth::new(1500, (4096, 1522), |name| copying(name).chunks(Chunks::Unaligned))
+    );
+}
+
+mod unaligned_multi_buffer {
+    use super::*;
+    isoplane_drivers::conformance_tests!(
+        link,
+        Veth::new(9000, (8192, 3000), |name| copying(name).chunks(Chunks::Unaligned).multi_buffer(true))
+    );
+}
+
+mod generic {
+    use super::*;
+    isoplane_drivers::conformance_tests!(
+        link,
+        Veth::new(1500, (2048, 1522), |name| copying(name).attach(Attach::Generic).share_umem(Want::Never))
     );
 }

@@ -221,3 +221,28 @@ fn a_kicker_that_never_rests() {
     }
     assert_eq!(pool.in_depot(), pool.chunks());
 }
+
+/// The port whose UMEM would be shared has lost its interface: the next port makes one of its own.
+#[test]
+fn a_shared_umem_whose_interface_is_gone() {
+    let wires = Wires::new();
+    let (x, _y) = wires.pair(1500, 1);
+    let (_, peer) = wires.named("x1", "y1", 1500, 1);
+    let pool = pool(512);
+    let first = wires.open(&pool, copying("x0")).expect("a port");
+    x.delete().expect("deleted");
+    assert_eq!(first.link(), LinkState::Gone);
+    let mut second = wires.open(&pool, copying("x1")).expect("a port");
+    assert!(!second.shares_umem());
+    let mut peer = PacketSocket::open(&peer).expect("a packet socket");
+    let mut worker = Worker::new(&mut second, 0, 64);
+    let frames = numbered(20, 100);
+    worker.send(&frames, 2048);
+    assert_eq!(receive_from(&mut peer, 20), frames);
+    drop(first);
+    for one in &frames {
+        peer.send(one).expect("sent");
+    }
+    assert_eq!(worker.receive(20), frames);
+    worker.close();
+}

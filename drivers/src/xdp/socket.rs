@@ -169,6 +169,11 @@ impl Socket {
         };
         // One send passes on the whole ring where the kernel can do that, else 32 packets.
         let whole = sys::set_option(f, option::MAX_TX_SKB_BUDGET, &sizes.tx.max(TX_BATCH)).is_ok();
+        // A kernel that copies and polls busily may never transmit (mended in 5.18), so the system's
+        // default for that is not for this socket. Best effort: kernels without it need no telling.
+        for name in [libc::SO_PREFER_BUSY_POLL, libc::SO_BUSY_POLL] {
+            let _ = sys::set_option_at(f, libc::SOL_SOCKET, name, &0_i32);
+        }
         // Copied packets count against the send buffer until the other side has taken them; its
         // default would throttle a full ring. Best effort: without CAP_NET_ADMIN the limit applies.
         let buffer = i32::try_from(u64::from(sizes.tx) * 4096).unwrap_or(i32::MAX);
