@@ -39,9 +39,15 @@ impl Cpus {
         if self.worker.is_some() { Idle::Spin } else { Idle::Yield }
     }
 
-    /// Who kicks.
+    /// Who had better kick: a kicker where it has a CPU of its own.
     pub(crate) const fn kicks(&self) -> Kicks {
         if self.kicker.is_some() { Kicks::Kicker } else { Kicks::Inline }
+    }
+
+    /// Without a CPU for a kicker: everybody else gets it.
+    pub(crate) fn without_kicker(mut self) -> Self {
+        self.others.extend(self.kicker.take());
+        self
     }
 
     /// Keeps the calling thread, and those that it starts, off the worker's and the kicker's CPUs.
@@ -77,5 +83,6 @@ mod tests {
         assert_eq!(of(4), Cpus { worker: Some(3), kicker: Some(2), others: vec![0, 1] });
         assert_eq!(of(1).idle(), Idle::Yield);
         assert_eq!(of(4).kicks(), Kicks::Kicker);
+        assert_eq!(of(4).without_kicker(), Cpus { worker: Some(3), kicker: None, others: vec![0, 1, 2] });
     }
 }

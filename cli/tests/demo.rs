@@ -232,6 +232,19 @@ fn the_demo_moves_kernel_traffic_and_says_so() {
 }
 
 #[test]
+fn either_may_kick() {
+    if !root() {
+        return;
+    }
+    let _alone = alone();
+    for kicks in ["inline", "kicker"] {
+        let report = json(&Demo::start(&["--seconds", "1", "--json", "--kicks", kicks]).output());
+        check_report(&report, "af_xdp");
+        assert_eq!(report["kicks"], kicks);
+    }
+}
+
+#[test]
 fn the_tables_say_the_same() {
     if !root() {
         return;

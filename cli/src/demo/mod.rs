@@ -15,7 +15,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use isoplane::blocks::bridge::{Bridge, BridgeConfig, BridgeError};
 use isoplane::memory::stats::{SegmentReader, StatsError};
 use isoplane::memory::{HugePages, Pool, PoolConfig, PoolError};
-use isoplane::{Builder, Dataplane, LaunchError, PortRef, Running, Worker};
+use isoplane::{Builder, Dataplane, Kicks, LaunchError, PortRef, Running, Worker};
 use isoplane_lab::LabError;
 use isoplane_lab::traffic::{FlowReport, Traffic, round_trips};
 use report::{Ended, Report, Scenery};
@@ -38,6 +38,20 @@ pub(crate) struct Args {
     /// What the bridge's ports are.
     #[arg(long, value_enum, default_value_t = Ports::Auto)]
     ports: Ports,
+    /// Who tells the kernel that rings have work.
+    #[arg(long, value_enum, default_value_t = WhoKicks::Auto)]
+    kicks: WhoKicks,
+}
+
+/// Who tells the kernel that rings have work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum WhoKicks {
+    /// A kicker where it can have a CPU of its own, else the worker.
+    Auto,
+    /// The worker itself, once a turn.
+    Inline,
+    /// A housekeeping thread, so that the worker makes no system call.
+    Kicker,
 }
 
 /// What the bridge's ports are.
@@ -133,7 +147,15 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, DemoError> {
             .map_err(|source| DemoError::Io { what: "cannot listen for signals", source })?;
     }
     let root = nix::unistd::geteuid().is_root();
-    let cpus = Cpus::share_out();
+    let mut cpus = Cpus::share_out();
+    let kicks = match args.kicks {
+        WhoKicks::Auto => cpus.kicks(),
+        WhoKicks::Kicker => Kicks::Kicker,
+        WhoKicks::Inline => {
+            cpus = cpus.without_kicker();
+            Kicks::Inline
+        }
+    };
     let scene = match args.ports {
         Ports::AfXdp => kernel::build()?,
         Ports::Auto if root => kernel::build()?,
@@ -156,7 +178,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, DemoError> {
     for port in ports {
         worker = worker.queue(port, 0);
     }
-    builder.kicks(cpus.kicks());
+    builder.kicks(kicks);
     if let Some(cpu) = cpus.kicker {
         builder.kicker_cpu(cpu);
     }
@@ -166,7 +188,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, DemoError> {
     cpus.stay_off();
     let reader = running.segment().reader()?;
     if !args.json {
-        report::headline(&driver, &cpus, &scenery, args.seconds);
+        report::headline(&driver, &cpus, kicks, &scenery, args.seconds);
     }
     let started = Instant::now();
     let traffic = traffic()?;
@@ -183,6 +205,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, DemoError> {
     let report = Report::new(&report::Facts {
         driver: &driver,
         cpus: &cpus,
+        kicks,
         elapsed,
         ended,
         reader: &reader,

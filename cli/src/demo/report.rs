@@ -5,8 +5,8 @@ use crate::cpus::Cpus;
 use crate::format::{bps, bytes, grouped, grouped_signed, pps, short_time};
 use crate::top::{Snapshot, View, table, view};
 use hdrhistogram::Histogram;
-use isoplane::StopReport;
 use isoplane::memory::stats::SegmentReader;
+use isoplane::{Kicks, StopReport};
 use isoplane_lab::traffic::{FlowReport, round_trips};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -40,6 +40,7 @@ pub(super) struct Scenery {
 pub(super) struct Facts<'a> {
     pub(super) driver: &'a str,
     pub(super) cpus: &'a Cpus,
+    pub(super) kicks: Kicks,
     pub(super) elapsed: Duration,
     pub(super) ended: Ended,
     pub(super) reader: &'a SegmentReader,
@@ -52,7 +53,8 @@ pub(super) struct Facts<'a> {
 pub(super) struct Report {
     driver: String,
     placement: &'static str,
-    /// Who told the kernel that rings had work: `inline` (the worker) or `kicker`.
+    /// Who told the kernel that rings had work: `inline` (the worker), `kicker`, or `none` where no kernel
+    /// needs to be told.
     kicks: &'static str,
     worker_cpu: Option<usize>,
     worker_restarts: u64,
@@ -134,7 +136,11 @@ impl Report {
         let mut report = Self {
             driver: facts.driver.to_owned(),
             placement: "process",
-            kicks: if facts.cpus.kicker.is_some() { "kicker" } else { "inline" },
+            kicks: match facts.kicks {
+                _ if !needs_kicks(facts.driver) => "none",
+                Kicks::Kicker => "kicker",
+                Kicks::Inline => "inline",
+            },
             worker_cpu: facts.cpus.worker,
             worker_restarts: view.workers.iter().map(|w| w.restarts).sum(),
             ended: match facts.ended {
@@ -303,13 +309,18 @@ fn all_drops(view: &View) -> BTreeMap<String, u64> {
     all
 }
 
+fn needs_kicks(driver: &str) -> bool {
+    driver.starts_with("af_xdp")
+}
+
 /// Says what is about to run, with a picture.
-pub(super) fn headline(driver: &str, cpus: &Cpus, scenery: &Scenery, seconds: u64) {
+pub(super) fn headline(driver: &str, cpus: &Cpus, kicks: Kicks, scenery: &Scenery, seconds: u64) {
     let place = cpus.worker.map_or_else(|| "any CPU".to_owned(), |cpu| format!("CPU {cpu}"));
-    let kicks = match (driver.starts_with("af_xdp"), cpus.kicker) {
-        (false, _) => String::new(),
-        (true, Some(cpu)) => format!(" · kicker on CPU {cpu}"),
-        (true, None) => " · inline kicks".to_owned(),
+    let kicks = match (needs_kicks(driver), kicks, cpus.kicker) {
+        (false, ..) => String::new(),
+        (true, Kicks::Kicker, Some(cpu)) => format!(" · kicker on CPU {cpu}"),
+        (true, Kicks::Kicker, None) => " · kicker".to_owned(),
+        (true, Kicks::Inline, _) => " · inline kicks".to_owned(),
     };
     let [left, right] = &scenery.ends;
     let wire = scenery.wire;
