@@ -28,6 +28,7 @@ fn main() {
         ("bridge-over-af-xdp", network::bridge_over_af_xdp),
         ("worker-killed-over-af-xdp", network::worker_killed_over_af_xdp),
         ("program-killed-over-af-xdp", network::program_killed_over_af_xdp),
+        ("two-workers-on-two-queues", network::two_workers_on_two_queues),
         ("link-flaps", network::link_flaps),
         ("interface-deleted", network::interface_deleted),
         ("rebinds-at-once", network::rebinds_at_once),

@@ -1,6 +1,7 @@
 //! A bridge over AF_XDP between two kernels: traffic passes, whatever dies or flaps meanwhile.
 
 use crate::peer::{kill_worker, wait_for};
+use isoplane::blocks::CrossConnect;
 use isoplane::blocks::bridge::{Bridge, BridgeConfig};
 use isoplane::drivers::LinkState;
 use isoplane::drivers::xdp::{XdpConfig, XdpPort};
@@ -24,19 +25,24 @@ struct Hosts {
 
 impl Hosts {
     fn new() -> Self {
+        Self::with_queues(1)
+    }
+
+    fn with_queues(queues: u32) -> Self {
         let hosts = Self {
             left: Namespace::new().expect("namespace"),
             right: Namespace::new().expect("namespace"),
             middle: Namespace::new().expect("namespace"),
         };
-        hosts.connect(&hosts.left, "left", LEFT);
-        hosts.connect(&hosts.right, "right", RIGHT);
+        hosts.connect(&hosts.left, "left", LEFT, queues);
+        hosts.connect(&hosts.right, "right", RIGHT, queues);
         hosts
     }
 
-    fn connect(&self, host: &Namespace, name: &str, address: IpAddr) {
-        let end = VethEnd::new(host, "eth0").address(address, 24);
-        veth::pair(&end, &VethEnd::new(&self.middle, name)).expect("veth pair");
+    fn connect(&self, host: &Namespace, name: &str, address: IpAddr, queues: u32) {
+        let end = VethEnd::new(host, "eth0").address(address, 24).queues(queues, queues);
+        let port = VethEnd::new(&self.middle, name).queues(queues, queues);
+        veth::pair(&end, &port).expect("veth pair");
     }
 
     fn endpoints(&self) -> (Endpoint<'_>, Endpoint<'_>) {
@@ -236,4 +242,32 @@ pub(crate) fn program_killed_over_af_xdp() {
     let plane = bridge(&hosts, Kicks::Kicker);
     assert_nothing_lost(&hosts.exchange(Duration::from_millis(100)));
     plane.end();
+}
+
+/// Two workers, one for each pair of queues: flows go to either, and nothing is lost.
+pub(crate) fn two_workers_on_two_queues() {
+    let hosts = Hosts::with_queues(2);
+    let config = PoolConfig { huge_pages: HugePages::Never, ..PoolConfig::new("queues", 16_384) };
+    let pool = Pool::create(&config).expect("pool");
+    let mut plane = Dataplane::builder("queues");
+    let inside = hosts.middle.enter().expect("enter the namespace");
+    let [a, b] = ["left", "right"]
+        .map(|name| plane.port(XdpPort::open(&pool, &XdpConfig::new(name).queues(2)).expect("port")));
+    inside.leave().expect("leave the namespace");
+    for queue in 0..2 {
+        let worker = Worker::new(&format!("w{queue}")).idle(Idle::Yield).queue(a, queue).queue(b, queue);
+        plane.worker(worker, |_| CrossConnect);
+    }
+    let running = plane.launch().expect("launch");
+    // The kernel chooses a queue by the flow's hash: different ports, until both have been used.
+    let used = |name: &str| {
+        let rows = running.statistics().rows();
+        let frames = rows.iter().filter(|row| row.worker == name && row.name == "rx_frames");
+        frames.map(|row| row.values[0]).sum::<u64>()
+    };
+    wait_for("both workers to see traffic", || {
+        assert_nothing_lost(&hosts.exchange(Duration::from_millis(100)));
+        used("w0") > 0 && used("w1") > 0
+    });
+    Plane { pool, running, ports: [a, b] }.end();
 }

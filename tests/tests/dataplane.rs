@@ -31,6 +31,7 @@ scenarios! {
     bridge_over_af_xdp = "bridge-over-af-xdp";
     worker_killed_over_af_xdp = "worker-killed-over-af-xdp";
     program_killed_over_af_xdp = "program-killed-over-af-xdp";
+    two_workers_on_two_queues = "two-workers-on-two-queues";
     link_flaps = "link-flaps";
     interface_deleted = "interface-deleted";
     rebinds_at_once = "rebinds-at-once";
