@@ -4,7 +4,7 @@ mod afxdp;
 
 use afxdp::{Wires, config, pool, pool_with};
 use isoplane_drivers::Port;
-use isoplane_drivers::xdp::{Attach, Chunks, Want, XdpConfig, XdpError, XdpPort, ZeroCopy};
+use isoplane_drivers::xdp::{Attach, Attached, Chunks, Want, XdpConfig, XdpError, XdpPort, ZeroCopy};
 use isoplane_memory::Pool;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
@@ -213,4 +213,43 @@ fn a_queue_in_use_is_waited_for_and_then_refused() {
         assert_eq!(port.queues(), 1);
     });
     opens(&wires, &pool);
+}
+
+/// A port is opened in another namespace from this thread, which is back in its own afterwards, also
+/// when that failed; and the program has no more threads than before.
+#[test]
+fn another_namespace_by_descriptor() {
+    let wires = Wires::new();
+    wires.pair(1500, 1);
+    let pool = pool(256);
+    let home = isoplane_lab::Namespace::current().expect("a namespace").inode();
+    let there = || wires.ours.try_clone().expect("a descriptor").into();
+    for (name, opens) in [("x0", true), ("nope", false)] {
+        let port = XdpPort::open(&pool, &copying(name).namespace(there()));
+        assert_eq!(port.is_ok(), opens, "{name}: {:?}", port.err());
+        assert_eq!(isoplane_lab::Namespace::current().expect("a namespace").inode(), home);
+    }
+    let not_one = std::fs::File::open("/dev/null").expect("/dev/null").into();
+    let error = XdpPort::open(&pool, &copying("x0").namespace(not_one)).expect_err("no namespace");
+    assert!(matches!(error, XdpError::Os { call, .. } if call.contains("namespace")), "{error:?}");
+}
+
+/// The driver refuses native XDP for a peer with a large MTU: said once, and done in the stack instead.
+#[test]
+fn a_mode_that_is_not_the_preferred_one_is_explained() {
+    let wires = Wires::new();
+    let (_x, y) = wires.pair(1500, 1);
+    y.set_mtu(9000).expect("an MTU");
+    let pool = pool(256);
+    let error = refused(&wires, &pool, copying("x0").attach(Attach::Native));
+    assert!(matches!(error, XdpError::Required { .. }), "{error:?}");
+    let port = wires.open(&pool, copying("x0")).expect("a port");
+    assert_eq!(port.attached(), Attached::Generic);
+    let reason = port.mode_reason().expect("a reason");
+    assert!(reason.contains("x0") && reason.contains("MTU"), "{reason}");
+    assert!(port.driver().contains("generic"));
+    drop(port);
+    y.set_mtu(1500).expect("an MTU");
+    let port = wires.open(&pool, copying("x0")).expect("a port");
+    assert_eq!((port.attached(), port.mode_reason()), (Attached::Native, None));
 }

@@ -24,6 +24,9 @@ use std::sync::Arc;
 /// Close the queues that were taken ([`Queue::close`]) before the port is dropped; then no program, no
 /// socket and no frame is left behind. Other processes that inherited the port by fork must have ended
 /// by then: the kernel keeps a socket as long as any process has it.
+///
+/// Statistics come from the kernel, whoever moves the rings; kicks, refused frames and bad descriptors
+/// are those of this process, so a worker process counts its own.
 #[derive(Debug)]
 pub struct XdpPort {
     name: String,
