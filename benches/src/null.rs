@@ -29,9 +29,10 @@ impl App for MacSwap {
     #[inline(always)]
     fn packets(&mut self, turn: &mut Turn<'_>, from: PortId, batch: &mut Batch) {
         turn.pool().for_each_mut(batch, |packet| {
-            if let Some(addresses) = packet.first_chunk_mut::<12>() {
-                let (destination, source) = addresses.split_at_mut(6);
-                destination.swap_with_slice(source);
+            // With the four bytes behind them the addresses are one vector register.
+            if let Some(header) = packet.first_chunk_mut::<16>() {
+                let [a, b, c, d, e, f, g, h]: [u16; 8] = bytemuck::cast(*header);
+                *header = bytemuck::cast([d, e, f, a, b, c, g, h]);
             }
         });
         turn.send_all(PortId(from.0 ^ 1), batch);

@@ -36,5 +36,5 @@ fn at_most(kind: &str, limit: f64) {
 
 #[test]
 fn mac_swap_between_null_ports() {
-    at_most("null", 54.0);
+    at_most("null", 48.0);
 }

@@ -6,6 +6,7 @@
 #![allow(unsafe_code, reason = "frames move in bulk; see each block")]
 
 use crate::frame::Frame;
+use crate::starts::Starts;
 use std::mem::MaybeUninit;
 
 /// Frames a batch can hold.
@@ -160,15 +161,12 @@ impl Batch {
         self.len = rest;
     }
 
-    /// Adds a frame for each item of `from`, as far as there is room; says how many.
+    /// Adds a frame of `len` bytes for each chunk, as far as there is room; says how many.
     #[inline(always)]
-    pub(crate) fn extend_with<T: Copy>(&mut self, from: &[T], make: impl Fn(T) -> Frame) -> usize {
+    pub(crate) fn extend(&mut self, chunks: &[u32], len: u16, starts: Starts) -> usize {
         let free = &mut self.frames[self.len..];
-        let n = from.len().min(free.len());
-        // Two slices of one length: the compiler makes it one counter and wide stores.
-        for (slot, item) in free[..n].iter_mut().zip(&from[..n]) {
-            slot.write(make(*item));
-        }
+        let n = chunks.len().min(free.len());
+        starts.frames(&chunks[..n], len, &mut free[..n]);
         self.len += n;
         n
     }

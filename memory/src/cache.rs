@@ -74,7 +74,7 @@ impl FrameCache {
         // The last ones put back, since their lines are warm; among them the order does not matter.
         let from = self.free.len() - n;
         let starts = pool.starts();
-        let got = batch.extend_with(&self.free[from..], |chunk| starts.frame(chunk, len));
+        let got = batch.extend(&self.free[from..], len, starts);
         self.free.truncate(self.free.len() - got);
         got
     }

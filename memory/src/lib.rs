@@ -28,6 +28,7 @@ pub mod pool;
 pub mod recovery;
 pub mod region;
 pub mod ring;
+mod starts;
 pub mod stats;
 pub mod table;
 pub mod transfer;

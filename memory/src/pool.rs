@@ -25,6 +25,7 @@ use crate::cache::FrameCache;
 use crate::custody::{Custody, Lender};
 use crate::frame::Frame;
 use crate::region::{Region, RegionConfig};
+use crate::starts::Starts;
 use bytemuck::{Pod, Zeroable};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
@@ -596,27 +597,5 @@ impl Pool {
     #[must_use]
     pub fn chunk_of(&self, address: u64) -> Option<u32> {
         u32::try_from(address >> self.shift).ok().filter(|c| *c < self.chunks)
-    }
-}
-
-/// A pool's frame starts: see [`Pool::start_offset`].
-#[derive(Clone, Copy)]
-pub(crate) struct Starts {
-    tag: u16,
-    first: u32,
-    colour_mask: u32,
-    colour_shift: u32,
-}
-
-impl Starts {
-    /// A frame for a chunk that the caller has just become the owner of.
-    #[inline(always)]
-    pub(crate) const fn frame(self, chunk: u32, len: u16) -> Frame {
-        Frame::new(self.tag, chunk, self.offset(chunk), len)
-    }
-
-    #[inline(always)]
-    const fn offset(self, chunk: u32) -> u16 {
-        (self.first + ((chunk >> self.colour_shift) & self.colour_mask) * 64) as u16
     }
 }
