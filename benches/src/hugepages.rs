@@ -1,7 +1,10 @@
 //! Huge pages for the time of a run, so that neither side is slowed by small ones.
 //!
-//! Contract: what was reserved is given back when the value is dropped; where nothing can be reserved
+//! Contract: what was reserved is given back when the value is dropped and on SIGINT and SIGTERM, which
+//! then end the program (after SIGKILL `nr_hugepages` stays raised); where nothing can be reserved
 //! both sides run on small pages, and the report says so.
+
+use signal_hook::consts::TERM_SIGNALS;
 
 const NR: &str = "/proc/sys/vm/nr_hugepages";
 
@@ -20,6 +23,13 @@ impl HugePages {
     #[must_use]
     pub fn reserve(pages: u64) -> Option<Self> {
         let before = read()?;
+        let mut signals = signal_hook::iterator::Signals::new(TERM_SIGNALS).ok()?;
+        std::thread::spawn(move || {
+            if signals.forever().next().is_some() {
+                drop(Self { before });
+                std::process::exit(130);
+            }
+        });
         // Made first, so that a partial reservation is undone too.
         let reserved = Self { before };
         if before < pages {
