@@ -1,4 +1,4 @@
-//! isoplane: a userspace network dataplane, one poll-mode worker per isolated core.
+//! isoplane: a userspace network dataplane, one poll-mode worker per isolated CPU.
 //!
 //! A program describes its ports and workers ([`Dataplane::builder`]), each worker runs an [`App`], and
 //! forwarding [`blocks`] are apps or parts of them.

@@ -35,7 +35,7 @@ pub(crate) const WORKER_FIELDS: [Field; 3] =
 pub(crate) const PORT_FIELDS: [Field; 9] = [
     Field::gauge("link"),
     Field::counter("port_rx_ring_full"),
-    Field::counter("port_rx_no_buffers"),
+    Field::counter("port_rx_no_frames"),
     Field::counter("port_rx_dropped"),
     Field::counter("port_tx_invalid"),
     Field::counter("port_tx_ring_empty"),
@@ -688,7 +688,7 @@ impl Shared {
             }
             let PortStatistics {
                 rx_ring_full,
-                rx_no_buffers,
+                rx_no_frames,
                 rx_dropped,
                 tx_invalid,
                 tx_ring_empty,
@@ -699,7 +699,7 @@ impl Shared {
             let values = [
                 link as u64,
                 rx_ring_full,
-                rx_no_buffers,
+                rx_no_frames,
                 rx_dropped,
                 tx_invalid,
                 tx_ring_empty,

@@ -25,14 +25,14 @@ pub struct NullConfig {
     /// Length of every frame that is received, in bytes.
     pub frame_len: u16,
     /// Frames that one `receive` gives at most: 1 to [`BATCH`]. Zero makes a port that only swallows.
-    pub burst: usize,
+    pub batch: usize,
 }
 
 impl NullConfig {
     /// One queue, 64-byte frames, whole batches.
     #[must_use]
     pub fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), queues: 1, frame_len: 64, burst: BATCH }
+        Self { name: name.to_owned(), queues: 1, frame_len: 64, batch: BATCH }
     }
 }
 
@@ -50,13 +50,13 @@ pub enum NullError {
         /// What the pool gives.
         max: u32,
     },
-    /// More than a batch at once.
-    #[error("null port {name:?}: bursts of {burst} frames; a batch holds {BATCH}")]
-    Burst {
+    /// More frames at once than a batch holds.
+    #[error("null port {name:?}: batches of {batch} frames; a batch holds at most {BATCH}")]
+    Batch {
         /// The port's name.
         name: String,
         /// What was asked for.
-        burst: usize,
+        batch: usize,
     },
     /// No queue.
     #[error("null port {name:?}: it needs at least one queue")]
@@ -89,14 +89,14 @@ impl NullPort {
                 max: pool.max_frame(),
             });
         }
-        if config.burst > BATCH {
-            return Err(NullError::Burst { name: name(), burst: config.burst });
+        if config.batch > BATCH {
+            return Err(NullError::Batch { name: name(), batch: config.batch });
         }
         if config.queues == 0 {
             return Err(NullError::NoQueue { name: name() });
         }
         let queue = |_| {
-            let rx = NullRx { len: config.frame_len, burst: config.burst };
+            let rx = NullRx { len: config.frame_len, batch: config.batch };
             let tx =
                 NullTx { pool: Arc::clone(pool), held: Box::new([const { Batch::new() }; HELD]), filling: 0 };
             Some(Queue { rx: rx.into(), tx: tx.into() })
@@ -142,17 +142,17 @@ impl Port for NullPort {
 #[derive(Debug)]
 pub struct NullRx {
     len: u16,
-    burst: usize,
+    batch: usize,
 }
 
 impl RxQueue for NullRx {
     #[inline(always)]
     fn receive(&mut self, frames: &mut FrameCache, batch: &mut Batch) -> usize {
-        frames.get_batch(batch, self.burst, self.len)
+        frames.get_batch(batch, self.batch, self.len)
     }
     fn survey(&mut self, _survey: &mut Survey) {}
     fn stop(&mut self) {
-        self.burst = 0;
+        self.batch = 0;
     }
     fn sweep(&mut self) -> u32 {
         0

@@ -49,7 +49,7 @@ pub struct PortStatistics {
     /// Packets dropped by the kernel or device because our receive ring was full.
     pub rx_ring_full: u64,
     /// Packets dropped because we had given it no free chunk.
-    pub rx_no_buffers: u64,
+    pub rx_no_frames: u64,
     /// Packets dropped for other reasons on receive (too long, bad).
     pub rx_dropped: u64,
     /// Descriptors of ours that the other side refused.

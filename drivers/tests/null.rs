@@ -23,9 +23,9 @@ impl Fixture for Null {
 isoplane_drivers::conformance_tests!(source, Null);
 
 #[test]
-fn frames_have_the_length_and_bursts_the_size_that_were_asked_for() {
+fn frames_have_the_length_and_batches_the_size_that_were_asked_for() {
     let pool = Null.pool();
-    let config = NullConfig { frame_len: 1500, burst: 7, ..NullConfig::new("null0") };
+    let config = NullConfig { frame_len: 1500, batch: 7, ..NullConfig::new("null0") };
     let mut port = NullPort::open(&pool, &config).unwrap();
     let mut queue = port.take_queue(0).unwrap();
     let mut frames = pool.cache("test", 100).unwrap();
@@ -43,6 +43,6 @@ fn what_cannot_be_is_refused_by_name() {
     let error = refusal(NullConfig { frame_len: 4000, ..base.clone() });
     assert_eq!(error, NullError::FrameLength { name: "null7".into(), len: 4000, max: 1522 });
     assert!(error.to_string().contains("null7"));
-    assert!(matches!(refusal(NullConfig { burst: 65, ..base.clone() }), NullError::Burst { burst: 65, .. }));
+    assert!(matches!(refusal(NullConfig { batch: 65, ..base.clone() }), NullError::Batch { batch: 65, .. }));
     assert!(matches!(refusal(NullConfig { queues: 0, ..base }), NullError::NoQueue { .. }));
 }

@@ -61,7 +61,7 @@ impl Part {
             Self::Instructions => {
                 (test(&["--package", COUNTED, "--all-targets", "--release"]), vec!["--show-output"])
             }
-            // Workers spin: one test at a time leaves the other core to the kernel and the kicker.
+            // Workers spin: one test at a time leaves the other CPU to the kernel and the kicker.
             Self::Namespaces => (
                 test(&["--package", END_TO_END, "--all-targets"]),
                 vec!["--show-output", "--test-threads", "1"],

@@ -302,7 +302,7 @@ fn all_drops(view: &View) -> BTreeMap<String, u64> {
         *all.entry(reason.clone()).or_insert(0) += count;
     }
     for port in &view.ports {
-        for reason in ["rx_ring_full", "rx_no_buffers", "rx_dropped", "tx_invalid"] {
+        for reason in ["rx_ring_full", "rx_no_frames", "rx_dropped", "tx_invalid"] {
             *all.entry(reason.to_owned()).or_insert(0) += port.counts.get(reason).copied().unwrap_or(0);
         }
     }

@@ -304,7 +304,7 @@ impl View {
         }
         // What the kernel or the device dropped before a worker could see it.
         for port in &self.ports {
-            for reason in ["rx_ring_full", "rx_no_buffers", "rx_dropped", "tx_invalid"] {
+            for reason in ["rx_ring_full", "rx_no_frames", "rx_dropped", "tx_invalid"] {
                 let count = port.counts.get(reason).copied().unwrap_or(0);
                 if count > 0 {
                     *all.entry(format!("{reason} ({})", port.name)).or_insert(0) += count;

@@ -13,7 +13,7 @@ fn packets(first: u32, n: u32, len: usize) -> Vec<Vec<u8>> {
     (first..first + n).map(|sequence| make(sequence, len)).collect()
 }
 
-/// Packets arrive in the order they were sent, unchanged, whatever the burst; in both directions.
+/// Packets arrive in the order they were sent, unchanged, whatever the size of batches; in both directions.
 pub fn ordering(fixture: &mut dyn Fixture) {
     let mut wire = Wire::open(fixture);
     assert_ne!(wire.opened.a.link(), LinkState::Gone, "{}: an open port", wire.driver());

@@ -5,7 +5,7 @@ use crate::port::{LinkState, RxQueue, TxQueue};
 use isoplane_memory::{BATCH, Batch, Survey};
 use std::collections::HashSet;
 
-/// Receiving fills a batch with distinct frames as far as there is room, at most the port's burst.
+/// Receiving fills a batch with distinct frames as far as there is room, at most the port's batch.
 pub fn batch_sizes(fixture: &mut dyn Fixture) {
     let mut wire = Wire::open(fixture);
     assert_ne!(wire.opened.a.link(), LinkState::Gone, "{}: an open port", wire.driver());

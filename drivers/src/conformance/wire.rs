@@ -166,7 +166,7 @@ impl<'f> Wire<'f> {
 
     /// Sends packets from end `from`, never more than a window on the way, and waits for all of them
     /// to arrive, the same and in order.
-    pub fn carry(&mut self, from: usize, packets: &[Vec<u8>], mut burst: impl FnMut() -> usize) {
+    pub fn carry(&mut self, from: usize, packets: &[Vec<u8>], mut batch_size: impl FnMut() -> usize) {
         let to = self.other(from);
         let window = self.fixture.window();
         let parts = |packet: &Vec<u8>| packet.len().div_ceil(self.pool.max_frame() as usize).max(1);
@@ -175,7 +175,7 @@ impl<'f> Wire<'f> {
         let mut batch = Batch::new();
         let mut idle = 0;
         while arrived < packets.len() {
-            let want = burst();
+            let want = batch_size();
             let mut filled = 0;
             while filled < want && sent < packets.len() && on_the_way + sizes[sent] <= window {
                 if !self.build(from, &packets[sent], &mut batch) {

@@ -412,7 +412,7 @@ impl Port for XdpPort {
         for totals in self.slots.iter().map(|slot| slot.totals()) {
             let kernel = totals.kernel;
             sum.rx_ring_full = sum.rx_ring_full.saturating_add(kernel.rx_ring_full);
-            sum.rx_no_buffers = sum.rx_no_buffers.saturating_add(kernel.rx_fill_ring_empty);
+            sum.rx_no_frames = sum.rx_no_frames.saturating_add(kernel.rx_fill_ring_empty);
             sum.rx_dropped =
                 sum.rx_dropped.saturating_add(kernel.rx_dropped).saturating_add(kernel.rx_invalid_descs);
             sum.tx_invalid =
