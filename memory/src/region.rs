@@ -169,6 +169,9 @@ unsafe impl Send for Region {}
 // SAFETY: as above; no method changes the region's own fields after it was made.
 unsafe impl Sync for Region {}
 
+/// Name of a region that another process made, in errors.
+const ATTACHED: &str = "attached";
+
 fn round_up(bytes: usize, to: usize) -> Option<usize> {
     bytes.checked_add(to - 1).map(|b| b & !(to - 1))
 }
@@ -237,22 +240,38 @@ impl Region {
     /// # Errors
     /// [`RegionError::NotSealed`] when the descriptor could shrink under us, and mapping errors.
     pub fn from_fd(fd: OwnedFd, writable: bool) -> Result<Arc<Self>, RegionError> {
-        let name = "attached";
-        let os = |call| move |source| RegionError::Os { name: name.to_owned(), call, source };
-        let seals = fcntl(&fd, FcntlArg::F_GET_SEALS).map_err(|_| RegionError::NotSealed)?;
+        let region = Self::from_fd_lazily(fd, writable)?;
+        region.prefault()?;
+        Ok(region)
+    }
+
+    /// As [`from_fd`](Self::from_fd), but pages come when they are touched: for a housekeeping reader of
+    /// memory whose maker it does not trust, and whose pages it would otherwise pay for.
+    ///
+    /// # Errors
+    /// As for [`from_fd`](Self::from_fd).
+    pub fn from_fd_lazily(fd: OwnedFd, writable: bool) -> Result<Arc<Self>, RegionError> {
+        let (len, page) = Self::size_of_fd(&fd)?;
+        Self::map(fd, len, page, writable, ATTACHED).map(Arc::new)
+    }
+
+    /// Size in bytes, and page size, of a region that another process made; checks that it keeps them.
+    ///
+    /// # Errors
+    /// As for [`from_fd`](Self::from_fd).
+    pub fn size_of_fd(fd: &OwnedFd) -> Result<(usize, usize), RegionError> {
+        let os = |call| move |source| RegionError::Os { name: ATTACHED.to_owned(), call, source };
+        let seals = fcntl(fd, FcntlArg::F_GET_SEALS).map_err(|_| RegionError::NotSealed)?;
         let wanted = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW;
         if !SealFlag::from_bits_retain(seals).contains(wanted) {
             return Err(RegionError::NotSealed);
         }
-        let stat = nix::sys::stat::fstat(&fd).map_err(os("fstat"))?;
+        let stat = nix::sys::stat::fstat(fd).map_err(os("fstat"))?;
         let len = usize::try_from(stat.st_size).unwrap_or(0);
         if len == 0 {
-            return Err(RegionError::Size { name: name.to_owned(), bytes: len });
+            return Err(RegionError::Size { name: ATTACHED.to_owned(), bytes: len });
         }
-        let page = usize::try_from(stat.st_blksize).unwrap_or(4096).max(4096);
-        let region = Self::map(fd, len, page, writable, name)?;
-        region.prefault()?;
-        Ok(Arc::new(region))
+        Ok((len, usize::try_from(stat.st_blksize).unwrap_or(4096).max(4096)))
     }
 
     fn map(fd: OwnedFd, len: usize, page: usize, writable: bool, name: &str) -> Result<Self, RegionError> {
@@ -270,8 +289,13 @@ impl Region {
 
     /// Asks for a NUMA node before the first touch. A refusal costs speed only, so it is a warning.
     fn place(&self, node: Option<u32>) {
-        let Some(node) = node.filter(|n| *n < 64) else { return };
-        let mask: u64 = 1 << node;
+        let Some(node) = node else { return };
+        let Some(mask) = 1_u64.checked_shl(node) else {
+            // The kernel's own limit is higher (MAX_NUMNODES, 1024 at most); no machine we know comes near.
+            let name = &self.name;
+            tracing::warn!("region {name:?}: NUMA node {node} is ignored: nodes are numbered from 0 to 63");
+            return;
+        };
         const MPOL_PREFERRED: libc::c_int = 1; // linux/mempolicy.h
         // SAFETY: mbind(2) reads one word of `mask` and changes the policy of our own mapping only.
         let rc = unsafe {

@@ -9,12 +9,20 @@
 //!
 //! Contract: the directory is complete before the segment is published and never changes after; a
 //! value is a 64-bit word with one writer, written with a relaxed store, so a reader sees each word
-//! whole and some time old. A reader trusts nothing: it checks version, seals and every offset.
-//! The version changes when the layout does; a reader of another version is refused.
+//! whole and some time old. A reader trusts nothing, since it may be root's and the segment anybody's:
+//! it checks version, seals and every offset, what it keeps is no larger than the segment, and no text
+//! that it hands out can steer a terminal. The version changes when the layout does; a reader of another
+//! version is refused.
 #![allow(unsafe_code, reason = "words in shared memory; see each block")]
+
+mod find;
+
+pub use find::{Found, find};
 
 use crate::region::{Lock, Region, RegionConfig, RegionError};
 use bytemuck::{Pod, Zeroable};
+use nix::sys::stat::fstat;
+use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -25,7 +33,11 @@ pub const VERSION: u32 = 1;
 const MAGIC: u64 = u64::from_le_bytes(*b"ISOSTATS");
 const PREFIX: &str = "isoplane.stats.";
 const LABEL: usize = 32;
-const MAX_RECORDS: u32 = 1 << 20;
+// Far more than any dataplane needs (a worker with a port has two blocks of about 40 fields and 4 KiB in
+// all), and few enough for a reader to hold and sort in a moment, whoever wrote them.
+const MAX_BLOCKS: usize = 1 << 13;
+const MAX_FIELDS: usize = 1 << 15;
+const MAX_BYTES: usize = 64 << 20;
 
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
@@ -125,6 +137,19 @@ pub enum StatsError {
         /// The segment's version.
         found: u32,
     },
+    /// Larger than any writer makes it.
+    #[error(
+        "the statistics segment is too large: {what} {found}, and at most {max} are allowed; \
+         use fewer workers, ports or fields"
+    )]
+    TooLarge {
+        /// What there is too much of.
+        what: &'static str,
+        /// What there is.
+        found: usize,
+        /// What there may be.
+        max: usize,
+    },
     /// The directory contradicts itself.
     #[error("the statistics segment is damaged: {what}")]
     Damaged {
@@ -200,6 +225,7 @@ impl SegmentBuilder {
             fields_at: fields_at as u64,
             name: label(name)?,
         };
+        bounded(block_records.len(), field_records.len(), at)?;
         let config = RegionConfig { lock: Lock::Prefer, ..RegionConfig::new(&format!("{PREFIX}{name}"), at) };
         let region = Region::create(&config)?;
         write(&region, 0, &[header])?;
@@ -210,6 +236,21 @@ impl SegmentBuilder {
     }
 }
 
+fn bounded(blocks: usize, fields: usize, bytes: usize) -> Result<(), StatsError> {
+    let all = [("blocks", blocks, MAX_BLOCKS), ("fields", fields, MAX_FIELDS), ("bytes", bytes, MAX_BYTES)];
+    match all.into_iter().find(|(_, found, max)| found > max) {
+        Some((what, found, max)) => Err(StatsError::TooLarge { what, found, max }),
+        None => Ok(()),
+    }
+}
+
+/// Is it what memfds are: a plain file on tmpfs? Opening anything else may wait (a FIFO) or do something
+/// (a device), and pages of hugetlb can be taken away from under a mapping.
+fn is_plain_memory(fd: &OwnedFd) -> bool {
+    let is_file = fstat(fd).is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFREG);
+    is_file && fstatfs(fd).is_ok_and(|fs| fs.filesystem_type() == TMPFS_MAGIC)
+}
+
 fn label<const N: usize>(text: &str) -> Result<[u8; N], StatsError> {
     let mut bytes = [0; N];
     let slot =
@@ -218,9 +259,20 @@ fn label<const N: usize>(text: &str) -> Result<[u8; N], StatsError> {
     Ok(bytes)
 }
 
+/// A label, with what is no text in it replaced: a terminal obeys control characters, and the reader
+/// may be somebody with more rights than the writer.
 fn text(bytes: &[u8]) -> String {
     let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
-    String::from_utf8_lossy(&bytes[..end]).into_owned()
+    printable(&String::from_utf8_lossy(&bytes[..end]))
+}
+
+fn printable(text: &str) -> String {
+    // Marks that turn the direction of writing could show one name as another.
+    let obeyed = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    text.chars().map(|c| if obeyed(c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 fn write<T: Pod>(region: &Region, at: usize, values: &[T]) -> Result<(), StatsError> {
@@ -356,21 +408,30 @@ impl SegmentReader {
     /// # Errors
     /// See [`StatsError`].
     pub fn attach(fd: OwnedFd) -> Result<Self, StatsError> {
-        let region = Region::from_fd(fd, false)?;
+        // Looked at before it is mapped, and mapped without being filled: a sparse one may say terabytes.
+        if !is_plain_memory(&fd) {
+            return Err(StatsError::NotASegment);
+        }
+        let (bytes, _) = Region::size_of_fd(&fd)?;
+        bounded(0, 0, bytes)?;
+        let region = Region::from_fd_lazily(fd, false)?;
         let header = read::<Header>(&region, 0, 1).and_then(|h| h.first().copied());
         let header = header.filter(|h| h.magic == MAGIC).ok_or(StatsError::NotASegment)?;
         if header.version != VERSION {
             return Err(StatsError::Version { found: header.version });
         }
         let damaged = |what| StatsError::Damaged { what };
-        if header.blocks > MAX_RECORDS || header.fields > MAX_RECORDS {
-            return Err(damaged("more records than any writer makes"));
-        }
+        bounded(header.blocks as usize, header.fields as usize, 0)?;
         let blocks = read::<BlockRecord>(&region, header.blocks_at, header.blocks);
         let blocks = blocks.ok_or_else(|| damaged("block records outside the segment"))?;
         let records = read::<FieldRecord>(&region, header.fields_at, header.fields);
         let records = records.ok_or_else(|| damaged("field records outside the segment"))?;
-        let mut fields = Vec::new();
+        // No two blocks share fields or values, so what is kept is bounded by the segment.
+        if blocks.iter().map(|b| u64::from(b.fields)).sum::<u64>() > u64::from(header.fields) {
+            return Err(damaged("blocks that name more fields than there are"));
+        }
+        let mut words = region.len() / size_of::<u64>();
+        let mut fields = Vec::with_capacity(header.fields as usize);
         for block in blocks {
             let first = block.first_field as usize;
             let of_block = first
@@ -385,18 +446,22 @@ impl SegmentReader {
                     2 => Kind::Log2Histogram,
                     _ => return Err(damaged("a field of unknown kind")),
                 };
-                if region.slice::<u64>(at, field.words as usize).is_none() {
+                let of_field = field.words as usize;
+                if region.slice::<u64>(at, of_field).is_none() {
                     return Err(damaged("values outside the segment"));
                 }
+                words = words
+                    .checked_sub(of_field)
+                    .ok_or_else(|| damaged("more values than the segment has room for"))?;
                 let row = Row {
                     worker: text(&block.worker),
                     port: text(&block.port),
                     name: text(&field.name),
                     kind,
-                    values: vec![0; field.words as usize],
+                    values: vec![0; of_field],
                 };
                 fields.push((row, at));
-                at += field.words as usize * 8;
+                at += of_field * size_of::<u64>();
             }
         }
         Ok(Self {
@@ -438,56 +503,13 @@ impl SegmentReader {
         self.fields.iter().map(now).collect()
     }
 
-    /// The sum of all counters or gauges with this name.
+    /// The sum of all counters or gauges with this name; wraps, as counters do.
     #[must_use]
     pub fn total(&self, name: &str) -> u64 {
-        self.rows().iter().filter(|r| r.name == name).flat_map(|r| &r.values).sum()
+        let rows = self.rows();
+        let values = rows.iter().filter(|r| r.name == name).flat_map(|r| &r.values);
+        values.fold(0, |sum, value| sum.wrapping_add(*value))
     }
-}
-
-/// A running dataplane that [`find`] found.
-#[derive(Debug)]
-pub struct Found {
-    /// Its name.
-    pub name: String,
-    /// The program.
-    pub pid: u32,
-    /// Its segment.
-    pub reader: SegmentReader,
-}
-
-/// Finds the segments of running dataplanes: memfds have no path, so this looks through the
-/// descriptors of the processes that we may inspect (`/proc/PID/fd`). Each segment is listed once,
-/// under the program that made it; one whose program is gone is not listed.
-///
-/// # Errors
-/// When `/proc` cannot be read. Processes that we may not inspect are passed over.
-pub fn find(name: Option<&str>) -> std::io::Result<Vec<Found>> {
-    let mut found: Vec<Found> = Vec::new();
-    for process in std::fs::read_dir("/proc")? {
-        let Ok(process) = process else { continue };
-        let Some(pid) = process.file_name().to_str().and_then(|s| s.parse::<u32>().ok()) else { continue };
-        let Ok(descriptors) = std::fs::read_dir(process.path().join("fd")) else { continue };
-        for descriptor in descriptors.flatten() {
-            let Ok(target) = std::fs::read_link(descriptor.path()) else { continue };
-            let Some(target) = target.to_str().and_then(|t| t.strip_prefix("/memfd:")) else { continue };
-            let Some(theirs) = target.strip_prefix(PREFIX) else { continue };
-            let theirs = theirs.strip_suffix(" (deleted)").unwrap_or(theirs);
-            if name.is_some_and(|wanted| wanted != theirs)
-                || found.iter().any(|f| f.pid == pid && f.name == theirs)
-            {
-                continue;
-            }
-            let Ok(file) = std::fs::File::open(descriptor.path()) else { continue };
-            let Ok(reader) = SegmentReader::attach(file.into()) else { continue };
-            // Workers inherit the descriptor; the header says whose it is.
-            if reader.pid() == pid {
-                found.push(Found { name: theirs.to_owned(), pid, reader });
-            }
-        }
-    }
-    found.sort_by_key(|f| f.pid);
-    Ok(found)
 }
 
 #[cfg(test)]
