@@ -1,5 +1,6 @@
 //! Which CPU a worker runs on, and what its process does before its first turn.
 
+use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::mman::{MlockAllFlags, mlockall};
 use nix::unistd::Pid;
@@ -19,8 +20,9 @@ pub(crate) fn pin(cpus: &[usize]) -> nix::Result<()> {
     sched_setaffinity(Pid::from_raw(0), &set)
 }
 
-/// Pins a worker process and locks what it inherited, which also breaks copy-on-write of everything
-/// the program may write later: no page fault is left from the fork.
+/// Pins a worker process and locks what it inherited. Where the lock is granted, that also breaks
+/// copy-on-write of everything the program may write later, and no page fault is left from the fork.
+/// Where it is not, this says so, once for each start of a worker: it runs, and may fault.
 pub(crate) fn prepare_process(worker: &str, cpu: Option<usize>) {
     if let Some(cpu) = cpu
         && let Err(error) = pin(&[cpu])
@@ -28,6 +30,36 @@ pub(crate) fn prepare_process(worker: &str, cpu: Option<usize>) {
         tracing::warn!(worker, cpu, "cannot pin the worker: {error}");
     }
     if let Err(error) = mlockall(MlockAllFlags::MCL_CURRENT) {
-        tracing::warn!(worker, "cannot lock the worker's memory ({error}): pages may fault under it");
+        let why = why_unlocked(error);
+        tracing::warn!(worker, "cannot lock the worker's memory: {why}; until then pages may fault under it");
+    }
+}
+
+/// What mlockall(2) means by its answer.
+fn why_unlocked(error: Errno) -> String {
+    match error {
+        // Over a limit, and a limit of zero.
+        Errno::ENOMEM | Errno::EPERM => {
+            "over the memlock limit; raise it (ulimit -l, LimitMEMLOCK=) or give \
+                                         the program CAP_IPC_LOCK"
+                .to_owned()
+        }
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_is_told_from_other_reasons() {
+        for limit in [Errno::ENOMEM, Errno::EPERM] {
+            let why = why_unlocked(limit);
+            for part in ["memlock limit", "ulimit -l", "LimitMEMLOCK=", "CAP_IPC_LOCK"] {
+                assert!(why.contains(part), "{limit}: {why}");
+            }
+        }
+        assert!(why_unlocked(Errno::EAGAIN).starts_with("EAGAIN"));
     }
 }
