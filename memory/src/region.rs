@@ -454,6 +454,37 @@ mod tests {
         assert!(Region::create(&RegionConfig::new("a\0b", 1)).is_err());
     }
 
+    /// What is said meanwhile.
+    fn heard(what: impl FnOnce()) -> String {
+        #[derive(Clone, Default)]
+        struct Ear(Arc<std::sync::Mutex<Vec<u8>>>);
+        impl std::io::Write for Ear {
+            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+                self.0.lock().unwrap().write(bytes)
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let ear = Ear::default();
+        let writer = ear.clone();
+        let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+        tracing::subscriber::with_default(subscriber, what);
+        String::from_utf8(ear.0.lock().unwrap().clone()).unwrap()
+    }
+
+    #[test]
+    fn a_numa_node_that_cannot_be_named_is_not_ignored_in_silence() {
+        for node in [64, u32::MAX] {
+            let config = RegionConfig { numa_node: Some(node), ..RegionConfig::new("far", 4096) };
+            let said = heard(|| drop(Region::create(&config).unwrap()));
+            assert!(said.contains("far") && said.contains(&format!("NUMA node {node} is ignored")), "{said}");
+        }
+        let near = RegionConfig { numa_node: Some(0), ..RegionConfig::new("near", 4096) };
+        let said = heard(|| drop(Region::create(&near).unwrap()));
+        assert!(!said.contains("ignored"), "{said}");
+    }
+
     #[test]
     fn typed_views_stay_inside() {
         let region = Region::create(&RegionConfig::new("test", 4096)).unwrap();

@@ -80,23 +80,12 @@ impl Program {
     pub(super) fn load(interface: &str, code: &[Insn], frags: bool) -> Result<Self, XdpError> {
         match Self::load_with(code, frags, &mut []) {
             Ok(program) => Ok(program),
-            Err(source @ (Errno::EPERM | Errno::EACCES)) if !may_explain(source) => {
-                Err(XdpError::NotPermitted {
-                    interface: interface.to_owned(),
-                    what: "loading an XDP program",
-                    capability: "CAP_BPF and CAP_NET_ADMIN",
-                })
-            }
-            Err(source) => {
+            Err(source) => Err(refusal(interface, source, || {
                 // Once more, for the log: it costs too much to be asked for every time.
                 let mut log = vec![0; LOG_BYTES];
-                match Self::load_with(code, frags, &mut log) {
-                    Ok(program) => Ok(program),
-                    Err(_) => {
-                        Err(XdpError::Program { interface: interface.to_owned(), source, log: end_of(&log) })
-                    }
-                }
-            }
+                let _ = Self::load_with(code, frags, &mut log);
+                end_of(&log)
+            })),
         }
     }
 
@@ -181,9 +170,26 @@ pub(super) struct Attachment {
     pub(super) map: SocketMap,
 }
 
-/// EACCES is what the verifier says, EPERM what a missing capability gives.
-const fn may_explain(errno: Errno) -> bool {
-    matches!(errno, Errno::EACCES)
+/// What BPF_PROG_LOAD means by its answer: EINVAL, EACCES and E2BIG are what the verifier gives (and
+/// EINVAL what a kernel gives for a flag it does not know), EPERM what a missing capability gives, and
+/// everything else has nothing to do with the program.
+fn refusal(interface: &str, source: Errno, explain: impl FnOnce() -> String) -> XdpError {
+    let interface = interface.to_owned();
+    match source {
+        Errno::EINVAL | Errno::EACCES | Errno::E2BIG => {
+            let mut log = explain();
+            if log.is_empty() {
+                log.push_str("nothing, so this kernel may be too old for the program's type or flags");
+            }
+            XdpError::Program { interface, source, log }
+        }
+        Errno::EPERM => XdpError::NotPermitted {
+            interface,
+            what: "loading an XDP program",
+            capability: "CAP_BPF and CAP_NET_ADMIN",
+        },
+        _ => XdpError::Os { interface, call: "bpf(BPF_PROG_LOAD)", source },
+    }
 }
 
 fn end_of(log: &[u8]) -> String {
@@ -231,5 +237,42 @@ mod plain {
         fn from(fd: OwnedFd) -> Self {
             Self(fd)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_verifier_is_blamed_for_what_the_verifier_says() {
+        let of = |errno| refusal("eth7", errno, || "R0 !read_ok".to_owned());
+        for errno in [Errno::EINVAL, Errno::EACCES, Errno::E2BIG] {
+            let error = of(errno);
+            assert!(matches!(error, XdpError::Program { source, .. } if source == errno), "{error}");
+            assert!(error.to_string().contains("R0 !read_ok"), "{error}");
+        }
+        assert!(matches!(of(Errno::EPERM), XdpError::NotPermitted { .. }));
+        for errno in [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::EAGAIN] {
+            let error = refusal("eth7", errno, || panic!("{errno}: nothing to explain"));
+            assert!(matches!(error, XdpError::Os { source, .. } if source == errno), "{error}");
+            let said = error.to_string();
+            assert!(said.contains("eth7") && !said.contains("verifier"), "{said}");
+        }
+        let error = refusal("eth7", Errno::EINVAL, String::new);
+        assert!(error.to_string().contains("too old"), "{error}");
+    }
+
+    #[test]
+    fn the_verifiers_own_words_are_shown() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: loading a program needs root");
+            return;
+        }
+        // It ends without having set its result.
+        let exit = Insn { code: 0x95, ..Insn::zeroed() };
+        let error = Program::load("eth7", &[exit], false).unwrap_err();
+        assert!(matches!(error, XdpError::Program { .. }), "{error}");
+        assert!(error.to_string().contains("R0 !read_ok"), "{error}");
     }
 }

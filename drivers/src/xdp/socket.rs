@@ -15,10 +15,12 @@ use crate::KickError;
 use isoplane_memory::Pool;
 use isoplane_memory::ring::{Mapped, RingError};
 use nix::errno::Errno;
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::SndBuf;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::{Arc, Once};
 
 /// Sizes of the four rings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -175,10 +177,18 @@ impl Socket {
             let _ = sys::set_option_at(f, libc::SOL_SOCKET, name, &0_i32);
         }
         // Copied packets count against the send buffer until the other side has taken them; its
-        // default would throttle a full ring. Best effort: without CAP_NET_ADMIN the limit applies.
-        let buffer = i32::try_from(u64::from(sizes.tx) * 4096).unwrap_or(i32::MAX);
-        if sys::set_option_at(f, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &buffer).is_err() {
-            let _ = sys::set_option_at(f, libc::SOL_SOCKET, libc::SO_SNDBUF, &buffer);
+        // default would throttle a full ring.
+        let wanted = i32::try_from(u64::from(sizes.tx) * 4096).unwrap_or(i32::MAX);
+        if let Err(got) = widen(f, wanted) {
+            // Once, not for each queue.
+            static SAID: Once = Once::new();
+            SAID.call_once(|| {
+                tracing::warn!(
+                    "the send buffers of AF_XDP sockets have {got} bytes instead of {wanted}, so full TX rings \
+                     go out slowly in copy mode; set net.core.wmem_max to {wanted}, or give the program \
+                     CAP_NET_ADMIN"
+                );
+            });
         }
         Ok(Self {
             rings,
@@ -344,6 +354,18 @@ impl AsFd for Socket {
     }
 }
 
+/// Makes room for `wanted` bytes in the send buffer; without CAP_NET_ADMIN the system's limit applies,
+/// which the kernel does not say. Gives the bytes there are when they are fewer.
+fn widen(fd: BorrowedFd<'_>, wanted: i32) -> Result<(), usize> {
+    if sys::set_option_at(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &wanted).is_err() {
+        // Whether it worked is seen below.
+        let _ = sys::set_option_at(fd, libc::SOL_SOCKET, libc::SO_SNDBUF, &wanted);
+    }
+    // The kernel doubles what it is told, for its own bookkeeping.
+    let got = getsockopt(&fd, SndBuf).unwrap_or(0) / 2;
+    if got < usize::try_from(wanted).unwrap_or(0) { Err(got) } else { Ok(()) }
+}
+
 /// The kick itself: `send` is made at most `tries` times, again only when the kernel said EAGAIN and
 /// took entries meanwhile.
 ///
@@ -498,6 +520,27 @@ mod tests {
             },
         );
         (result, sends.get(), left.get())
+    }
+
+    #[test]
+    fn a_send_buffer_that_stays_small_is_noticed() {
+        let limit = std::fs::read_to_string("/proc/sys/net/core/wmem_max").unwrap();
+        let limit: i32 = limit.trim().parse().unwrap();
+        // Capabilities are a thread's own.
+        let small = std::thread::spawn(move || {
+            // `struct __user_cap_header_struct` (version 3, this thread) and two halves of three empty sets.
+            let (header, none) = ([0x2008_0522_u32, 0], [0_u32; 6]);
+            // SAFETY: capset(2) reads both, which are as long as version 3 says; giving up is always allowed.
+            let rc = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr()) };
+            assert_eq!(rc, 0);
+            let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+            (widen(socket.as_fd(), limit / 2), widen(socket.as_fd(), limit.saturating_add(4096)))
+        });
+        assert_eq!(small.join().unwrap(), (Ok(()), Err(limit as usize)));
+        if nix::unistd::geteuid().is_root() {
+            let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+            assert_eq!(widen(socket.as_fd(), limit.saturating_add(4096)), Ok(()), "with CAP_NET_ADMIN");
+        }
     }
 
     #[test]
