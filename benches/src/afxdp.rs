@@ -63,7 +63,6 @@ impl AfXdp {
         let mut segment = SegmentBuilder::default();
         let blocks = WorkerBlocks::declare(&mut segment, "worker0", &Wire::PORTS, &[]);
         let segment = segment.build("bench").map_err(|e| self.failed(e))?;
-        let turns = Turns::new(queues, frames, &segment, &blocks);
         let clock = Clock::tsc().map_err(|e| self.failed(e))?;
 
         let stop = Arc::new(AtomicBool::new(false));
@@ -72,7 +71,9 @@ impl AfXdp {
             std::thread::spawn(move || kicker(targets, &stop))
         });
         let stopped = Arc::clone(&stop);
-        let worker = std::thread::spawn(move || work(turns, clock, kicks, &stopped));
+        let worker = std::thread::spawn(move || {
+            work(Turns::new(queues, frames, &segment, &blocks), clock, kicks, &stopped)
+        });
         let generator = wire.generate(self.0)?;
         std::thread::sleep(WARM_UP);
         let rate = wire.rate(MEASURED);

@@ -44,11 +44,13 @@ pub enum DropReason {
     Storm = 6,
     /// There is no such port.
     NoPort = 7,
+    /// The port could never send it: empty, too long, or asking for what the port cannot do.
+    Refused = 8,
 }
 
 impl DropReason {
     /// Number of reasons.
-    pub const COUNT: usize = 8;
+    pub const COUNT: usize = 9;
     /// Counter names, in the order of the reasons.
     pub const NAMES: [&'static str; Self::COUNT] = [
         "drop_tx_full",
@@ -59,6 +61,7 @@ impl DropReason {
         "drop_vlan",
         "drop_storm",
         "drop_no_port",
+        "drop_refused",
     ];
 }
 
@@ -87,6 +90,9 @@ pub(crate) struct WorkerPort {
     pub(crate) out: Batch,
     /// The rest of a packet whose beginning was dropped is dropped too.
     pub(crate) dropping: bool,
+    /// What the queue had refused, and found to be lies, when it was last looked at.
+    pub(crate) refused: (u64, u64),
+    pub(crate) lies: u64,
     /// Where the watcher publishes the link state, in the first word.
     pub(crate) link: Option<Block>,
     /// Per-port counters; see `turns::port_field`.
@@ -148,10 +154,18 @@ impl<'a> Turn<'a> {
         self.stopping
     }
 
-    /// Free frames of this worker.
+    /// Free frames of this worker, to look at; [`Turn::new_frame`], [`Turn::copy`], [`Turn::give_back`]
+    /// and [`Turn::drop`] use them.
     #[inline(always)]
-    pub const fn frames(&mut self) -> &mut FrameCache {
+    #[must_use]
+    pub const fn frames(&self) -> &FrameCache {
         self.frames
+    }
+
+    /// Takes frames back that the app made and will not send.
+    #[inline(always)]
+    pub fn give_back(&mut self, batch: &mut Batch) {
+        self.frames.put_batch(batch);
     }
 
     /// A free frame made `len` bytes long, for a packet of our own; its bytes are undefined.
@@ -276,7 +290,7 @@ impl<'a> Turn<'a> {
     #[inline(always)]
     pub fn flush(&mut self, to: PortId) {
         if let Some(port) = self.ports.get_mut(to.index()) {
-            crate::turns::flush(port);
+            crate::turns::flush(port, self.drops);
             let _ = port.queue.tx.in_flight();
         }
     }

@@ -9,6 +9,7 @@ use crate::control::Control;
 use crate::kicker;
 use crate::running::{self, Running};
 use crate::turns::WorkerBlocks;
+use crate::watcher;
 use crate::worker::{Body, Idle, Main, MainOf, Placement, Setup, Time};
 use isoplane_drivers::{Capabilities, Port};
 use isoplane_memory::stats::{Field, SegmentBuilder, StatsError};
@@ -323,7 +324,7 @@ impl Builder {
         self
     }
 
-    /// Pins the kicker. By default it runs wherever no spinning worker does.
+    /// Pins the kicker. By default it runs on any CPU that no worker is pinned to.
     pub const fn kicker_cpu(&mut self, cpu: usize) -> &mut Self {
         self.kicker_cpu = Some(cpu);
         self
@@ -346,10 +347,10 @@ impl Builder {
         let supervisor_blocks: Vec<_> = self
             .workers
             .iter()
-            .map(|(w, _)| segment.block(&w.name, "supervisor", &running::WORKER_FIELDS))
+            .map(|(w, _)| segment.block(&w.name, "supervisor", &watcher::WORKER_FIELDS))
             .collect();
         let port_blocks: Vec<_> =
-            port_names.iter().map(|name| segment.block("", name, &running::PORT_FIELDS)).collect();
+            port_names.iter().map(|name| segment.block("", name, &watcher::PORT_FIELDS)).collect();
         for ((worker, _), blocks) in self.workers.iter().zip(&mut blocks) {
             blocks.follow_links(worker.queues.iter().map(|(port, _)| port_blocks[port.0]).collect());
         }
@@ -418,8 +419,11 @@ impl Builder {
 
     fn check(&self) -> Result<(), LaunchError> {
         if self.placement == Placement::Process {
-            let tasks = std::fs::read_dir("/proc/self/task").map(Iterator::count);
-            let threads = tasks.unwrap_or(1);
+            let tasks = std::fs::read_dir("/proc/self/task").map_err(|error| LaunchError::Os {
+                call: "count the threads in /proc/self/task",
+                source: nix::errno::Errno::from_raw(error.raw_os_error().unwrap_or(0)),
+            })?;
+            let threads = tasks.count();
             if threads != 1 {
                 return Err(LaunchError::Threads { threads });
             }

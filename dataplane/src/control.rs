@@ -2,7 +2,7 @@
 //!
 //! Contract: one slot of atomics per worker, in shared memory that is made before the first fork. The
 //! program writes `command`; the worker that lives in the slot writes the rest, and the zygote writes
-//! `state` and `exit` when the worker is dead. A worker reads one line a turn and writes one.
+//! `state` when the worker is dead. A worker reads one line a turn and writes one.
 #![allow(unsafe_code, reason = "slots of atomics in a region; see each block")]
 
 use isoplane_memory::{Region, RegionConfig, RegionError};

@@ -25,7 +25,7 @@ pub mod field {
     pub const ERRORS: usize = 1;
     /// Times it gave its CPU away.
     pub const YIELDS: usize = 2;
-    /// Longest time that work can have waited for a kick, in nanoseconds.
+    /// Histogram: for each kick, the longest time that its work can have waited for it, in nanoseconds.
     pub const DELAY: usize = 3;
     /// The fields, in order.
     pub const FIELDS: [Field; 4] = [

@@ -6,7 +6,7 @@
 //! | module | what it gives |
 //! |---|---|
 //! | [`builder`] | describing a dataplane, and [`launch`](builder::Builder::launch)ing it |
-//! | [`running`] | watching it, stopping it |
+//! | [`running`], [`report`] | watching it, stopping it, what was found then |
 //! | [`worker`] | what a worker is: placement, idle policy, set-up |
 //! | [`message`] | typed messages between the program and its apps |
 //! | [`app`] | what a worker runs: the [`App`] trait and the [`Turn`] it is handed |
@@ -23,8 +23,10 @@ pub mod builder;
 mod control;
 pub mod kicker;
 pub mod message;
+pub mod report;
 pub mod running;
 pub mod turns;
+mod watcher;
 pub mod wire;
 pub mod worker;
 mod zygote;
@@ -35,5 +37,6 @@ pub use control::WorkerState;
 pub use isoplane_drivers as drivers;
 pub use isoplane_memory as memory;
 pub use message::{AppEnd, AppMailbox, Blob, Mailbox, mailbox};
-pub use running::{Failure, PoolEnd, Running, StopReport, WorkerEnd};
+pub use report::{PoolEnd, StopReport, WorkerEnd};
+pub use running::{Failure, Running};
 pub use worker::{Idle, Placement, Setup, Time};

@@ -8,45 +8,25 @@
 use crate::builder::{LaunchError, PortRef, Restart};
 use crate::control::{Control, WorkerState};
 use crate::kicker::{self, Target};
+use crate::report::{PoolEnd, StopReport, WorkerEnd};
+use crate::watcher::{Shared, lock};
 use crate::worker::{Body, End, Placement, Time};
-use crate::zygote::{self, Event, Handle};
-use bytemuck::Zeroable;
-use isoplane_drivers::{LinkState, Port, PortStatistics};
+use crate::zygote::{self, Handle};
+use isoplane_drivers::Port;
 use isoplane_memory::recovery::Balance;
-use isoplane_memory::stats::{Block, BlockId, Field, Segment, SegmentReader};
+use isoplane_memory::stats::{Block, BlockId, Segment, SegmentReader};
 use isoplane_memory::{FrameCache, Pool};
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::socket::{MsgFlags, recv};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
-use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Program-written values about a worker.
-pub(crate) const WORKER_FIELDS: [Field; 3] =
-    [Field::gauge("state"), Field::gauge("pid"), Field::counter("restarts")];
-
-/// Program-written values about a port; see [`PortStatistics`] and [`LinkState`].
-pub(crate) const PORT_FIELDS: [Field; 9] = [
-    Field::gauge("link"),
-    Field::counter("port_rx_ring_full"),
-    Field::counter("port_rx_no_frames"),
-    Field::counter("port_rx_dropped"),
-    Field::counter("port_tx_invalid"),
-    Field::counter("port_tx_ring_empty"),
-    Field::counter("port_bad_descriptors"),
-    Field::counter("port_kicks"),
-    Field::counter("port_kick_errors"),
-];
-
 const START_PATIENCE: Duration = Duration::from_secs(10);
 const STOP_PATIENCE: Duration = Duration::from_millis(800);
-const WATCH_EVERY: Duration = Duration::from_millis(50);
 
 pub(crate) struct Parts {
     pub(crate) name: String,
@@ -62,21 +42,6 @@ pub(crate) struct Parts {
     pub(crate) kicker_block: BlockId,
     pub(crate) control: Control,
     pub(crate) time: Time,
-}
-
-/// What the program's threads share.
-struct Shared {
-    names: Vec<String>,
-    control: Control,
-    stop: Arc<AtomicBool>,
-    zygote_dead: AtomicBool,
-    ports: Mutex<Vec<Box<dyn Port>>>,
-    last_words: Mutex<Vec<Option<String>>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Housekeeping data stays valid whatever panicked while it was locked.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A running dataplane.
@@ -104,67 +69,6 @@ impl std::fmt::Debug for Running {
 
 /// A pool and what each worker on it has in hand, by owner id.
 type HandsOn = (Arc<Pool>, Vec<(u8, u32)>);
-
-/// How a worker ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WorkerEnd {
-    /// Its name.
-    pub name: String,
-    /// Its last state: `Stopped` when all went well.
-    pub state: WorkerState,
-    /// How often it was started again.
-    pub restarts: u32,
-    /// What the last one that panicked said.
-    pub last_words: Option<String>,
-}
-
-/// Where a pool's frames were in the end.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PoolEnd {
-    /// Its name.
-    pub name: String,
-    /// The count when the workers had stopped, before the queues were closed.
-    pub balance: Balance,
-    /// Frames that nobody owns now; all of them unless the program holds some itself.
-    pub in_depot: u32,
-}
-
-/// What was found when the dataplane had stopped.
-#[derive(Debug, Clone)]
-pub struct StopReport {
-    /// Each worker.
-    pub workers: Vec<WorkerEnd>,
-    /// Each pool.
-    pub pools: Vec<PoolEnd>,
-    /// Some worker did not stop in time and was killed.
-    pub forced: bool,
-    /// The zygote died before it was asked to.
-    pub zygote_died: bool,
-}
-
-impl StopReport {
-    /// Frames of all pools.
-    #[must_use]
-    pub fn frames(&self) -> u32 {
-        self.pools.iter().map(|pool| pool.balance.total).sum()
-    }
-
-    /// Frames of all pools that were where they should be: all of them, unless some leaked.
-    #[must_use]
-    pub fn accounted(&self) -> u32 {
-        let missing: i64 = self.pools.iter().map(|pool| pool.balance.missing.abs()).sum();
-        self.frames().saturating_sub(u32::try_from(missing).unwrap_or(u32::MAX))
-    }
-
-    /// Every worker stopped by itself and no frame is missing.
-    #[must_use]
-    pub fn is_clean(&self) -> bool {
-        !self.forced
-            && !self.zygote_died
-            && self.workers.iter().all(|w| w.state == WorkerState::Stopped)
-            && self.pools.iter().all(|pool| pool.balance.is_whole())
-    }
-}
 
 /// Why a dataplane ended without being asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -291,14 +195,7 @@ impl Running {
             None => None,
         };
         self.housekeeping.push(spawn("iso-watcher", move || {
-            let mut links = vec![LinkState::Unknown; ports.len()];
-            while !shared.stop.load(Ordering::Relaxed) {
-                match &events {
-                    Some(events) => shared.listen(events, WATCH_EVERY),
-                    None => std::thread::sleep(WATCH_EVERY),
-                }
-                shared.publish(&workers, &ports, &mut links);
-            }
+            shared.watch(events.as_ref(), &workers, &ports);
         })?);
         Ok(())
     }
@@ -434,8 +331,9 @@ impl Running {
         Ok(self.stop())
     }
 
-    /// Stops: workers forward what has arrived, wait for what they sent, and end; all of it within a
-    /// second, by force if need be. Then the queues are closed and the frames counted.
+    /// Stops: workers forward what has arrived, wait for what they sent, and end. A process that has not
+    /// ended within 0.8 s is killed; a thread ([`Placement::Thread`]) cannot be, so this waits for its
+    /// app's turn to end. Then the queues are closed and the frames counted.
     pub fn stop(mut self) -> StopReport {
         self.stop_now()
     }
@@ -447,10 +345,15 @@ impl Running {
             slot.ask_to_stop();
         }
         let zygote_died = self.shared.zygote_dead.load(Ordering::Acquire);
-        let forced = match self.zygote.take() {
-            Some(handle) => end_zygote(&handle, &self.shared.control, asked) && !zygote_died,
-            None => false,
-        };
+        let (mut forced, mut gone) = (false, true);
+        if let Some(handle) = self.zygote.take() {
+            (forced, gone) = end_zygote(&handle, &self.shared.control, asked);
+            forced &= !zygote_died;
+        }
+        if !gone {
+            tracing::error!("a worker cannot be killed; its queues and frames are left as they are");
+            std::mem::forget(std::mem::take(&mut self.bodies));
+        }
         let mut lost_threads = false;
         for thread in self.threads.drain(..) {
             match thread.join() {
@@ -539,8 +442,8 @@ impl Drop for Running {
     }
 }
 
-/// Waits for the zygote, then kills it; says whether it had to. Worker processes are gone afterwards.
-fn end_zygote(handle: &Handle, control: &Control, asked: Instant) -> bool {
+/// Waits for the zygote, then kills it; says whether it had to, and whether all worker processes are gone.
+fn end_zygote(handle: &Handle, control: &Control, asked: Instant) -> (bool, bool) {
     let mut forced = false;
     let mut patience = STOP_PATIENCE;
     loop {
@@ -560,12 +463,15 @@ fn end_zygote(handle: &Handle, control: &Control, asked: Instant) -> bool {
     // After a forced end the workers are orphans that the kernel is killing.
     let gone = |pid: u32| kill(Pid::from_raw(pid as i32), None) == Err(Errno::ESRCH) || is_zombie(pid);
     let end = Instant::now() + Duration::from_secs(5);
+    let mut all_gone = true;
     for slot in control.slots() {
-        while slot.pid() != 0 && !slot.state().is_final() && !gone(slot.pid()) && Instant::now() < end {
+        let ended = || slot.pid() == 0 || slot.state().is_final() || gone(slot.pid());
+        while !ended() && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(1));
         }
+        all_gone &= ended();
     }
-    forced
+    (forced, all_gone)
 }
 
 /// A dead process that its new parent has not reaped yet.
@@ -575,16 +481,22 @@ fn is_zombie(pid: u32) -> bool {
 }
 
 fn thread_main(mut body: Body, control: &Control, index: usize, restart: Restart) -> Body {
-    if let Some(cpu) = body.cpu
-        && let Err(error) = crate::affinity::pin(&[cpu])
-    {
-        tracing::warn!(worker = body.name, cpu, "cannot pin the worker: {error}");
-    }
     let slot = control.slot(index);
     let mut failures = 0;
     loop {
         let start = Instant::now();
-        let (back, end) = body.live(slot);
+        // A thread for each incarnation: frames cannot leave it, and what it put aside ends with it.
+        let (back, end) = std::thread::scope(|scope| {
+            let live = scope.spawn(|| {
+                if let Some(cpu) = body.cpu
+                    && let Err(error) = crate::affinity::pin(&[cpu])
+                {
+                    tracing::warn!(worker = body.name, cpu, "cannot pin the worker: {error}");
+                }
+                body.live(slot)
+            });
+            live.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
         body = back;
         if end == End::Stopped {
             return body;
@@ -596,120 +508,13 @@ fn thread_main(mut body: Body, control: &Control, index: usize, restart: Restart
         };
         tracing::warn!(worker = body.name, "the app panicked; starting it again in {pause:?}");
         failures = if start.elapsed() > restart.forgive_after() { 1 } else { failures + 1 };
-        std::thread::sleep(pause);
-    }
-}
-
-impl Shared {
-    /// Waits up to `patience` for events of the zygote and reports them.
-    fn listen(&self, events: &std::os::fd::OwnedFd, patience: Duration) {
-        if self.zygote_dead.load(Ordering::Acquire) {
-            std::thread::sleep(patience);
-            return;
-        }
-        let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::from(50u8));
-        let mut fds = [PollFd::new(events.as_fd(), PollFlags::POLLIN)];
-        if !matches!(poll(&mut fds, timeout), Ok(n) if n > 0) {
-            return;
-        }
-        loop {
-            let mut event = Event::zeroed();
-            match recv(events.as_raw_fd(), bytemuck::bytes_of_mut(&mut event), MsgFlags::MSG_DONTWAIT) {
-                Ok(0) => return self.zygote_ended(),
-                Ok(_) => self.report(&event),
-                Err(Errno::EAGAIN) => return,
-                Err(Errno::EINTR) => {}
-                Err(_) => return self.zygote_ended(),
+        let died = Instant::now();
+        while let Some(left) = pause.checked_sub(died.elapsed()).filter(|left| !left.is_zero()) {
+            if slot.must_stop() {
+                slot.set_state(WorkerState::GivenUp);
+                return body;
             }
-        }
-    }
-
-    /// The zygote's end of the socket is closed: it has ended, as asked or not.
-    fn zygote_ended(&self) {
-        let all_final = self.control.slots().all(|slot| slot.state().is_final());
-        let asked = self.control.slots().all(crate::control::Slot::must_stop);
-        if all_final || asked {
-            // As asked; stop reading.
-            std::thread::sleep(Duration::from_millis(5));
-            return;
-        }
-        tracing::error!("the zygote died unasked, and the workers with it");
-        self.zygote_dead.store(true, Ordering::Release);
-    }
-
-    fn report(&self, event: &Event) {
-        let index = event.worker as usize;
-        let Some(worker) = self.names.get(index) else { return };
-        let how = match event.status {
-            signal @ 256.. => format!("signal {}", signal - 256),
-            code => format!("exit code {code}"),
-        };
-        let words = if matches!(event.kind, zygote::DIED | zygote::GIVEN_UP) {
-            let words = self.control.slot(index).hear();
-            if words.is_some() {
-                lock(&self.last_words)[index].clone_from(&words);
-            }
-            words.unwrap_or_default()
-        } else {
-            String::new()
-        };
-        let (pid, pause) = (event.pid, event.pause_ms);
-        match event.kind {
-            zygote::STARTED => tracing::debug!(worker, pid, "started"),
-            zygote::STOPPED => tracing::debug!(worker, pid, "stopped"),
-            zygote::DIED => {
-                tracing::warn!(worker, pid, "worker died ({how}); starting it again in {pause} ms. {words}");
-            }
-            zygote::GIVEN_UP => tracing::error!(worker, pid, "worker died ({how}); given up. {words}"),
-            zygote::FORK_FAILED => {
-                let errno = Errno::from_raw(event.status as i32);
-                tracing::error!(worker, "cannot fork the worker ({errno}); trying again in {pause} ms");
-            }
-            _ => {}
-        }
-    }
-
-    fn publish(&self, workers: &[Block], ports: &[Block], links: &mut [LinkState]) {
-        for (slot, block) in self.control.slots().zip(workers) {
-            block.set(0, u64::from(slot.state() as u32));
-            block.set(1, u64::from(slot.pid()));
-            block.set(2, u64::from(slot.starts().saturating_sub(1)));
-        }
-        for ((port, block), last) in lock(&self.ports).iter().zip(ports).zip(links) {
-            let link = port.link();
-            if link != *last {
-                match link {
-                    LinkState::Gone => tracing::error!(port = port.name(), "the interface is gone"),
-                    LinkState::Down => tracing::warn!(port = port.name(), "link down"),
-                    _ if *last == LinkState::Unknown => tracing::debug!(port = port.name(), "link {link:?}"),
-                    LinkState::Up | LinkState::Unknown => tracing::info!(port = port.name(), "link {link:?}"),
-                }
-                *last = link;
-            }
-            let PortStatistics {
-                rx_ring_full,
-                rx_no_frames,
-                rx_dropped,
-                tx_invalid,
-                tx_ring_empty,
-                bad_descriptors,
-                kicks,
-                kick_errors,
-            } = port.statistics();
-            let values = [
-                link as u64,
-                rx_ring_full,
-                rx_no_frames,
-                rx_dropped,
-                tx_invalid,
-                tx_ring_empty,
-                bad_descriptors,
-                kicks,
-                kick_errors,
-            ];
-            for (at, value) in values.into_iter().enumerate() {
-                block.set(at, value);
-            }
+            std::thread::sleep(left.min(Duration::from_millis(5)));
         }
     }
 }

@@ -99,6 +99,14 @@ pub struct Turns {
     counters: Block,
     app_counters: Block,
     stopping: bool,
+    until_lies: u32,
+}
+
+/// Turns between two looks at how often ports were lied to.
+const LIES_EVERY: u32 = 256;
+
+fn lies(queue: &Queue) -> u64 {
+    queue.rx.bad_descriptors().wrapping_add(queue.tx.bad_descriptors())
 }
 
 /// What a turn did.
@@ -119,6 +127,8 @@ impl Turns {
         assert_eq!(queues.len(), blocks.ports.len(), "one block a port");
         let block = |id| segment.block(id).unwrap_or_else(|| panic!("{id:?} is of another segment"));
         let ports = queues.into_iter().zip(&blocks.ports).enumerate().map(|(at, (queue, id))| WorkerPort {
+            refused: queue.tx.refused(),
+            lies: lies(&queue),
             queue,
             out: Batch::new(),
             dropping: false,
@@ -134,6 +144,7 @@ impl Turns {
             counters: block(blocks.worker),
             app_counters: block(blocks.app),
             stopping: false,
+            until_lies: LIES_EVERY,
         }
     }
 
@@ -160,6 +171,7 @@ impl Turns {
         app.drain(&mut turn);
         self.send();
         self.count(0);
+        self.count_lies();
     }
 
     /// Takes the worker apart: queues and free frames. Frames on their way out go to the free list.
@@ -189,7 +201,9 @@ impl Turns {
     #[inline(always)]
     fn send(&mut self) {
         for port in &mut self.ports {
-            flush(port);
+            flush(port, &mut self.drops);
+            // A packet ends in the batch that it began in, so what was being dropped is over.
+            port.dropping = false;
             port.queue.tx.reclaim(&mut self.frames);
             if !port.out.is_empty() {
                 self.drops[DropReason::TxFull as usize] += port.out.len() as u64;
@@ -231,6 +245,10 @@ impl Turns {
     #[inline(always)]
     fn count(&mut self, received: usize) {
         self.counters.add(worker_field::TURNS, 1);
+        self.until_lies -= 1;
+        if self.until_lies == 0 {
+            self.count_lies();
+        }
         if received != 0 {
             self.counters.add(worker_field::BUSY_TURNS, 1);
         }
@@ -239,6 +257,17 @@ impl Turns {
             for (reason, n) in self.drops.iter_mut().enumerate() {
                 self.counters.add(worker_field::DROPS + reason, std::mem::take(n));
             }
+        }
+    }
+
+    /// Publishes what the other sides of the ports have lied about; rare, so not looked at every turn.
+    #[cold]
+    fn count_lies(&mut self) {
+        self.until_lies = LIES_EVERY;
+        for port in &mut self.ports {
+            let now = lies(&port.queue);
+            port.counters.add(port_field::BAD_DESCRIPTORS, now.wrapping_sub(port.lies));
+            port.lies = now;
         }
     }
 
@@ -268,16 +297,24 @@ impl Turns {
 
 /// Hands a port's outgoing frames to its transmit ring; what does not fit stays.
 #[inline(always)]
-pub(crate) fn flush(port: &mut WorkerPort) {
+pub(crate) fn flush(port: &mut WorkerPort, drops: &mut [u64; DropReason::COUNT]) {
     let total = port.out.len();
     if total == 0 {
         return;
     }
     let mut bytes = port.out.bytes();
-    let sent = port.queue.tx.transmit(&mut port.out);
-    if sent != total {
+    let mut sent = port.queue.tx.transmit(&mut port.out) as u64;
+    if sent != total as u64 {
         bytes -= port.out.bytes();
     }
-    port.counters.add(port_field::TX_FRAMES, sent as u64);
+    let refused = port.queue.tx.refused();
+    if refused != port.refused {
+        let frames = refused.0.wrapping_sub(port.refused.0);
+        drops[DropReason::Refused as usize] += frames;
+        sent = sent.saturating_sub(frames);
+        bytes = bytes.saturating_sub(refused.1.wrapping_sub(port.refused.1));
+        port.refused = refused;
+    }
+    port.counters.add(port_field::TX_FRAMES, sent);
     port.counters.add(port_field::TX_BYTES, bytes);
 }

@@ -12,12 +12,13 @@ use crate::worker::{Body, End};
 use bytemuck::{Pod, Zeroable};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
+use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, pthread_sigmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, getpid, getppid};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 /// What happened to a worker; sent to the program.
@@ -65,14 +66,18 @@ pub(crate) fn launch(bodies: &mut [Body], control: &Control, restart: Restart) -
         }
         ForkResult::Child => {
             drop(ours);
-            let code = if die_with(program) {
-                Zygote { bodies, control, restart, events: theirs, children: Vec::new() }.run()
-            } else {
-                ORPHANED
-            };
-            exit_now(code)
+            if !die_with(program) {
+                exit_now(ORPHANED);
+            }
+            let zygote = Zygote { bodies, control, restart, events: theirs, children: Vec::new() };
+            exit_now(contained(|| zygote.run()))
         }
     }
+}
+
+/// A panic must not unwind into the program's own code, of which this process has a copy.
+fn contained(main: impl FnOnce() -> i32) -> i32 {
+    catch_unwind(AssertUnwindSafe(main)).unwrap_or(PANICKED)
 }
 
 /// Ends this process without running what the program registered for its own end.
@@ -117,6 +122,9 @@ impl Zygote<'_> {
         // for through the control region.
         let all = SigSet::all();
         let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&all), None);
+        // A program that ignores SIGCHLD would have the kernel reap our workers behind our back.
+        // SAFETY: the default action is no handler of ours.
+        let _ = unsafe { nix::sys::signal::signal(Signal::SIGCHLD, SigHandler::SigDfl) };
         let mut child_signal = SigSet::empty();
         child_signal.add(Signal::SIGCHLD);
         let Ok(signals) = SignalFd::with_flags(&child_signal, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
@@ -208,7 +216,7 @@ impl Zygote<'_> {
         // SAFETY: the zygote has one thread for its whole life.
         match unsafe { fork() }? {
             ForkResult::Parent { child } => Ok(child),
-            ForkResult::Child => exit_now(self.become_worker(worker, zygote)),
+            ForkResult::Child => exit_now(contained(|| self.become_worker(worker, zygote))),
         }
     }
 
@@ -223,7 +231,11 @@ impl Zygote<'_> {
         slot.set_pid(getpid().as_raw() as u32);
         // SAFETY: the body is moved out of memory that this process, a fresh copy of the zygote,
         // never looks at again: it leaves by `exit_now`, which runs no destructors.
-        let body = unsafe { std::ptr::read(&raw const self.bodies[worker]) };
+        let mut body = unsafe { std::ptr::read(&raw const self.bodies[worker]) };
+        isoplane_memory::cache::forked();
+        // SAFETY: the cache was made for this worker: neither program nor zygote touch its copy, and
+        // the worker that had it before was reaped.
+        unsafe { body.frames.adopt() };
         set_name(&format!("iso-{}", body.name));
         report_panics_to(control.clone(), worker);
         crate::affinity::prepare_process(&body.name, body.cpu);
@@ -241,6 +253,8 @@ impl Zygote<'_> {
             let (pid, status) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::Exited(pid, code)) => (pid, code as u32),
                 Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, 256 + signal as u32),
+                Err(Errno::EINTR) => continue,
+                Err(Errno::ECHILD) => return self.none_left(),
                 Ok(_) | Err(_) => return,
             };
             let mut children = std::mem::take(&mut self.children);
@@ -250,6 +264,17 @@ impl Zygote<'_> {
             }
             self.children = children;
         }
+    }
+
+    /// The kernel knows of no child: whoever is still on the list died unseen.
+    fn none_left(&mut self) {
+        let mut children = std::mem::take(&mut self.children);
+        for child in &mut children {
+            if let Some(pid) = child.pid.take() {
+                self.ended(child, pid, 256 + Signal::SIGKILL as u32);
+            }
+        }
+        self.children = children;
     }
 
     fn ended(&self, child: &mut Child, pid: Pid, status: u32) {
@@ -264,7 +289,8 @@ impl Zygote<'_> {
             Some(pause) => {
                 let long_life = child.since.elapsed() > self.restart.forgive_after();
                 child.failures = if long_life { 1 } else { child.failures + 1 };
-                child.start_at = Some(Instant::now() + pause);
+                // A pause that no clock can count is as good as a day.
+                child.start_at = Some(Instant::now() + pause.min(Duration::from_secs(86_400)));
                 slot.set_state(WorkerState::Dead);
                 self.tell(DIED, child, pid, status, pause);
             }

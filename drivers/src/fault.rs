@@ -119,6 +119,11 @@ struct Injector {
     counters: Arc<FaultCounters>,
 }
 
+// SAFETY: the frames inside stay with the half wherever it moves, and leave it only through its methods,
+// to whoever has it then; nothing in it is tied to a thread.
+#[allow(unsafe_code, reason = "a half is handed to its worker's thread with what it holds")]
+unsafe impl Send for Injector {}
+
 impl Injector {
     fn new(pool: &Arc<Pool>, config: FaultConfig) -> Self {
         Self {
@@ -378,6 +383,11 @@ pub struct FaultTx<T> {
     stopped: bool,
 }
 
+// SAFETY: the frames inside stay with the half wherever it moves, and leave it only through its methods,
+// to whoever has it then; nothing in it is tied to a thread.
+#[allow(unsafe_code, reason = "a half is handed to its worker's thread with what it holds")]
+unsafe impl<T: Send> Send for FaultTx<T> {}
+
 /// Batches that `transmit` accepts in one turn.
 const ACCEPTED: usize = 4;
 
@@ -452,6 +462,9 @@ impl<T: TxQueue> TxQueue for FaultTx<T> {
     }
     fn kick(&mut self, kernel: &Kernel) -> Result<(), KickError> {
         self.inner.kick(kernel)
+    }
+    fn refused(&self) -> (u64, u64) {
+        self.inner.refused()
     }
     fn in_flight(&self) -> usize {
         let accepted: usize = self.accepted.iter().map(Batch::len).sum();

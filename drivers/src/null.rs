@@ -169,6 +169,11 @@ pub struct NullTx {
     filling: usize,
 }
 
+// SAFETY: the frames inside stay with the half wherever it moves, and leave it only through its methods,
+// to whoever has it then; nothing in it is tied to a thread.
+#[allow(unsafe_code, reason = "a half is handed to its worker's thread with what it holds")]
+unsafe impl Send for NullTx {}
+
 impl TxQueue for NullTx {
     #[inline(always)]
     fn transmit(&mut self, batch: &mut Batch) -> usize {

@@ -60,7 +60,7 @@ pub struct PortStatistics {
     pub bad_descriptors: u64,
     /// Kicks made.
     pub kicks: u64,
-    /// Kicks that failed for good (each reason is logged once).
+    /// Kicks that failed for good.
     pub kick_errors: u64,
 }
 
@@ -175,8 +175,12 @@ pub trait RxQueue: Send {
 }
 
 /// The transmitting half of a queue.
+///
+/// A half moves to its worker's thread before the first turn. One that holds [frames](isoplane_memory::Frame),
+/// which are not `Send`, must argue in an `unsafe impl Send` that they leave it through `reclaim` only.
 pub trait TxQueue: Send {
-    /// Sends packets from the front of `batch`; what does not fit stays in it. Says how many frames.
+    /// Sends packets from the front of `batch`; what does not fit stays in it. Says how many frames it
+    /// took, those that it then refuses ([`TxQueue::refused`]) included.
     fn transmit(&mut self, batch: &mut Batch) -> usize;
 
     /// Takes frames back that the other side is done with; says how many. Works without traffic.
@@ -194,6 +198,12 @@ pub trait TxQueue: Send {
     fn kick(&mut self, kernel: &Kernel) -> Result<(), KickError> {
         let _ = kernel;
         Ok(())
+    }
+
+    /// Frames that `transmit` took but the other side could never send (empty, too long, asking for
+    /// what the port cannot do), and their bytes, so far. They come back through `reclaim`.
+    fn refused(&self) -> (u64, u64) {
+        (0, 0)
     }
 
     /// Frames handed over and not yet taken back.

@@ -143,6 +143,10 @@ impl TxQueue for AnyTx {
     fn kick(&mut self, kernel: &Kernel) -> Result<(), KickError> {
         self.get_mut().kick(kernel)
     }
+    #[inline(always)]
+    fn refused(&self) -> (u64, u64) {
+        hot!(self, q => q.refused())
+    }
     fn in_flight(&self) -> usize {
         self.get().in_flight()
     }

@@ -9,13 +9,24 @@ use crate::batch::Batch;
 use crate::frame::Frame;
 use crate::pool::Pool;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Forks that lie between this process and the one that the first pool was made in.
+static GENERATION: AtomicU32 = AtomicU32::new(0);
+
+/// Says that this process was just forked: caches that it has inherited hand out nothing any more, since
+/// the parent has them too. [`FrameCache::adopt`] excepts the one that was made for this process.
+pub fn forked() {
+    GENERATION.fetch_add(1, Ordering::Relaxed);
+}
 
 /// Free frames of one worker; made by [`Pool::cache`](crate::Pool::cache).
 #[derive(Debug)]
 pub struct FrameCache {
     pool: Arc<Pool>,
     id: u8,
+    /// The process generation that may use the list; see [`forked`].
+    generation: u32,
     /// Chunk numbers; capacity is the whole pool, so putting a frame back never allocates.
     free: Vec<u32>,
 }
@@ -23,7 +34,7 @@ pub struct FrameCache {
 impl FrameCache {
     pub(crate) fn empty(pool: Arc<Pool>, id: u8) -> Self {
         let free = Vec::with_capacity(pool.chunks() as usize);
-        Self { pool, id, free }
+        Self { pool, id, generation: GENERATION.load(Ordering::Relaxed), free }
     }
 
     /// The pool that the frames are of.
@@ -48,9 +59,25 @@ impl FrameCache {
         self.free.len()
     }
 
+    #[inline(always)]
+    fn is_ours(&self) -> bool {
+        self.generation == GENERATION.load(Ordering::Relaxed)
+    }
+
+    /// Takes over, in a forked process, a cache that was made for it.
+    ///
+    /// # Safety
+    /// No other process uses the cache, or frames of its owner id, any more.
+    pub unsafe fn adopt(&mut self) {
+        self.generation = GENERATION.load(Ordering::Relaxed);
+    }
+
     /// Takes a free frame: empty, at the pool's start offset.
     #[inline(always)]
     pub fn get(&mut self) -> Option<Frame> {
+        if !self.is_ours() {
+            return None;
+        }
         let chunk = self.free.pop()?;
         Some(self.pool.frame_at(chunk, self.pool.start_offset(chunk), 0))
     }
@@ -70,7 +97,7 @@ impl FrameCache {
     pub fn get_batch(&mut self, batch: &mut Batch, n: usize, len: u16) -> usize {
         let pool = &*self.pool;
         let len = len.min(pool.max_frame() as u16);
-        let n = n.min(self.free.len()).min(batch.room());
+        let n = if self.is_ours() { n.min(self.free.len()).min(batch.room()) } else { 0 };
         // The last ones put back, since their lines are warm; among them the order does not matter.
         let from = self.free.len() - n;
         let starts = pool.starts();
@@ -125,6 +152,9 @@ impl FrameCache {
 
     /// Takes up to `n` more frames from the pool's depot; says how many.
     pub fn draw(&mut self, n: u32) -> u32 {
+        if !self.is_ours() {
+            return 0;
+        }
         let n = n.min((self.free.capacity() - self.free.len()) as u32);
         let drawn = self.pool.draw_for(self.id, n);
         self.free.extend_from_slice(&drawn);

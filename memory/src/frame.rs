@@ -2,10 +2,13 @@
 //!
 //! Contract: at most one `Frame` exists per chunk at any time, in all processes together. It is
 //! made by a [`FrameCache`](crate::FrameCache) or a [`Collector`](crate::Collector), which check the
-//! chunk's owner byte first, and it is used up by giving it back. It is neither `Copy` nor `Clone`,
+//! chunk's owner byte first, and it is used up by giving it back. It stays in the thread it was made in
+//! (not `Send`), so that a worker that dies takes its frames with it. It is neither `Copy` nor `Clone`,
 //! and it has no `Drop`: a dropped frame is a leak which the balance shows
 //! ([`recovery`](crate::recovery)) and the next recovery repairs.
 #![allow(unsafe_code, reason = "a frame is made of two words; see the block")]
+
+use std::marker::PhantomData;
 
 bitflags::bitflags! {
     /// What is known about a frame, beside its place and length.
@@ -37,6 +40,8 @@ pub struct Frame {
     flags: FrameFlags,
     pool: u16,
     mark: u32,
+    /// Not `Send`: a frame cannot be put aside in a static or a closure and outlive its worker.
+    _stays: PhantomData<*const ()>,
 }
 
 const _: () = assert!(size_of::<Frame>() == 16);
@@ -54,7 +59,7 @@ impl Frame {
             unsafe { std::mem::transmute::<[u64; 2], Self>([place, (pool as u64) << 16]) }
         }
         #[cfg(not(target_endian = "little"))]
-        Self { chunk, offset, len, flags: FrameFlags::empty(), pool, mark: 0 }
+        Self { chunk, offset, len, flags: FrameFlags::empty(), pool, mark: 0, _stays: PhantomData }
     }
 
     #[inline(always)]

@@ -35,7 +35,7 @@ use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 /// Bytes at the start of every chunk for [`FrameMeta`].
 pub const META_BYTES: u32 = 64;
 const HEADER_BYTES: usize = 65_536;
-const MAGIC: u64 = u64::from_le_bytes(*b"ISOPOOL1");
+pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"ISOPOOL1");
 const JOURNAL_AT: usize = 4096;
 /// Owner 0: chunks that were never handed out.
 const DEPOT: u8 = 0;
@@ -178,6 +178,7 @@ impl Pool {
             && (2048..=65_536).contains(&h.chunk_bytes)
             && (1..=1 << 24).contains(&h.chunks)
             && h.headroom < h.chunk_bytes
+            && h.max_frame != 0
             && h.max_frame < h.chunk_bytes
             && META_BYTES + h.headroom + h.max_frame <= h.chunk_bytes;
         if !valid {

@@ -80,6 +80,14 @@ impl Survey {
         found.is_some()
     }
 
+    /// Chunks that will be in `custody` when this survey is finished. Walks the owner map: cold.
+    #[must_use]
+    pub fn held(&self, custody: u8) -> usize {
+        let owner = |chunk: u32| self.pool.owner(chunk).load(Ordering::Acquire);
+        let whose = (0..).zip(&self.sightings).map(|(chunk, seen)| seen.unwrap_or_else(|| owner(chunk)));
+        whose.filter(|id| *id == custody).count()
+    }
+
     /// Corrects the owner map and rebuilds the free list from what is left to the worker.
     ///
     /// # Safety

@@ -2,7 +2,9 @@
 
 use crate::forwarding::{cross_connect, pass};
 use crate::peer::{Peer, kill_worker, pool, wait_for};
-use isoplane::memory::Batch;
+use isoplane::blocks::CrossConnect;
+use isoplane::drivers::memory::{MemoryConfig, MemoryPort};
+use isoplane::memory::{Batch, Region};
 use isoplane::{App, Dataplane, Failure, Idle, Placement, PortId, Restart, Turn, Worker, WorkerState};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -160,4 +162,105 @@ pub(crate) fn run_until_killed() {
     loop {
         pass(&mut left, &mut right, 100);
     }
+}
+
+/// Never ends the turn in which a frame arrives.
+struct Stuck;
+
+impl App for Stuck {
+    fn packets(&mut self, _: &mut Turn<'_>, _: PortId, _: &mut Batch) {
+        loop {
+            std::hint::spin_loop();
+        }
+    }
+}
+
+/// A worker that hangs is killed: stopping ends within a second all the same, and every frame is back.
+pub(crate) fn worker_hangs() {
+    let pool = pool("scenario", 4096);
+    let (a, mut left) = Peer::new(&pool, "left");
+    let mut plane = Dataplane::builder("stuck");
+    let a = plane.port(a);
+    plane.worker(Worker::new("stuck").queue(a, 0), |_| Stuck);
+    let running = plane.launch().expect("launch");
+    let turns = |running: &isoplane::Running| running.statistics().total("turns");
+    assert_eq!(left.send(10), 10);
+    wait_for("the worker to hang", || {
+        let before = turns(&running);
+        std::thread::sleep(Duration::from_millis(20));
+        turns(&running) == before
+    });
+    let asked = std::time::Instant::now();
+    let report = running.stop();
+    assert!(asked.elapsed() < Duration::from_secs(1), "stopping took {:?}", asked.elapsed());
+    assert!(report.forced && !report.is_clean(), "{report:?}");
+    left.close();
+    assert_eq!(pool.in_depot(), pool.chunks(), "{:?}", pool.census());
+}
+
+/// One worker is killed again and again under load; the other one loses nothing.
+pub(crate) fn one_dies_the_other_forwards() {
+    let pool = pool("scenario", 8192);
+    let mut plane = Dataplane::builder("two");
+    let often = Duration::from_millis(1);
+    plane.restart(Restart::BackOff { first: often, longest: often, limit: 1000 });
+    let mut peers = Vec::new();
+    for name in ["dies", "lives"] {
+        let ((a, left), (b, right)) = (Peer::new(&pool, "left"), Peer::new(&pool, "right"));
+        let (a, b) = (plane.port(a), plane.port(b));
+        plane.worker(Worker::new(name).idle(Idle::Yield).queue(a, 0).queue(b, 0), |_| CrossConnect);
+        peers.push((left, right));
+    }
+    let running = plane.launch().expect("launch");
+    let (mut living, mut dying) = (peers.pop().expect("two"), peers.pop().expect("two"));
+    for _ in 0..10 {
+        dying.0.send(64);
+        let starts = running.restarts(0);
+        let pid = running.worker_pid(0).expect("a process");
+        kill(Pid::from_raw(pid as i32), Signal::SIGKILL).expect("kill");
+        pass(&mut living.0, &mut living.1, 5000);
+        wait_for("the worker to be started again", || {
+            running.restarts(0) > starts && running.state(0) == Some(WorkerState::Running)
+        });
+        dying.1.receive();
+    }
+    assert!(living.1.received.iter().copied().eq(0..50_000), "the other worker lost or reordered frames");
+    assert_eq!(running.restarts(1), Some(0));
+    settle(&mut dying.1);
+    let report = running.stop();
+    assert!(report.is_clean(), "{report:?}");
+    for peer in [&mut living.0, &mut living.1, &mut dying.0, &mut dying.1] {
+        peer.close();
+    }
+    assert_eq!(pool.in_depot(), pool.chunks(), "{:?}", pool.census());
+}
+
+/// A peer that writes impossible indices and descriptors into the link under a running worker: the lies
+/// are counted where another process sees them, and the worker goes on.
+pub(crate) fn peer_lies() {
+    let pool = pool("scenario", 4096);
+    let offered = MemoryPort::offer(&pool, &MemoryConfig::new("left")).expect("port");
+    let link = offered.link_fd().try_clone_to_owned().expect("dup");
+    let mut plane = Dataplane::builder("lies");
+    let a = plane.port(offered);
+    plane.worker(Worker::new("w0").idle(Idle::Yield).queue(a, 0), |_| CrossConnect);
+    let running = plane.launch().expect("launch");
+    let region = Region::from_fd(link, true).expect("the link");
+    let word = |at: usize| region.slice::<u32>(at, 1).expect("inside the link");
+    let magic = u32::from_be_bytes(*b"IRNG");
+    // A producer far ahead of every consumer, in all rings of the link.
+    for at in (0..region.len() - isoplane::memory::ring::HEADER_BYTES).step_by(64) {
+        // SAFETY: inside the mapping and aligned; the worker reads these words as atomics.
+        #[allow(unsafe_code, reason = "lying to the worker")]
+        unsafe {
+            if word(at).read_volatile() == magic {
+                word(at + 128).write_volatile(0x8000_0000);
+            }
+        }
+    }
+    wait_for("the lies to be counted", || running.statistics().total("bad_descriptors") > 0);
+    let turns = running.statistics().total("turns");
+    wait_for("the worker to go on", || running.statistics().total("turns") > turns + 1000);
+    assert_eq!(running.restarts(0), Some(0));
+    drop(running.stop());
 }

@@ -6,7 +6,12 @@ mod forwarding;
 mod launching;
 mod network;
 mod peer;
+#[path = "../sealed/seal.rs"]
+mod seal;
 mod sharing;
+
+#[global_allocator]
+static ALLOCATOR: seal::Counting = seal::Counting;
 
 fn main() {
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
@@ -29,13 +34,18 @@ fn main() {
         ("worker-killed-over-af-xdp", network::worker_killed_over_af_xdp),
         ("program-killed-over-af-xdp", network::program_killed_over_af_xdp),
         ("two-workers-on-two-queues", network::two_workers_on_two_queues),
+        ("sealed-bridge", network::sealed_bridge),
+        ("refused-frames-are-drops", network::refused_frames_are_drops),
+        ("worker-hangs", faults::worker_hangs),
+        ("one-dies-the-other-forwards", faults::one_dies_the_other_forwards),
+        ("peer-lies", faults::peer_lies),
         ("link-flaps", network::link_flaps),
         ("interface-deleted", network::interface_deleted),
         ("rebinds-at-once", network::rebinds_at_once),
         ("shares-messages-counters-tables", sharing::messages_counters_tables),
         ("statistics-from-outside", sharing::statistics_from_outside),
         ("launch-refusals", launching::refusals),
-        ("launch-hung-app", launching::app_that_panics_at_once),
+        ("launch-app-that-panics-at-once", launching::app_that_panics_at_once),
     ];
     match all.iter().find(|(n, _)| *n == name) {
         Some((_, run)) => run(),

@@ -5,10 +5,13 @@ use isoplane::blocks::CrossConnect;
 use isoplane::blocks::bridge::{Bridge, BridgeConfig};
 use isoplane::drivers::LinkState;
 use isoplane::drivers::xdp::{XdpConfig, XdpPort};
+use isoplane::memory::Batch;
+use isoplane::memory::stats::Field;
 use isoplane::memory::{HugePages, Pool, PoolConfig};
-use isoplane::{Dataplane, Idle, Kicks, PortRef, Running, Worker};
+use isoplane::{App, Dataplane, Idle, Kicks, PortId, PortRef, Restart, Running, Turn, Worker, WorkerState};
 use isoplane_lab::traffic::{Endpoint, Flow, FlowReport, Traffic};
 use isoplane_lab::{Namespace, VethEnd, veth};
+use std::mem::ManuallyDrop;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -270,4 +273,93 @@ pub(crate) fn two_workers_on_two_queues() {
         used("w0") > 0 && used("w1") > 0
     });
     Plane { pool, running, ports: [a, b] }.end();
+}
+
+/// A bridge that seals its worker's process at its first turn: from then on any system call kills it,
+/// and what it allocates is counted.
+struct Sealed {
+    /// Never dropped: freeing it could be a system call.
+    bridge: ManuallyDrop<Bridge>,
+    sealed: bool,
+}
+
+impl App for Sealed {
+    fn packets(&mut self, turn: &mut Turn<'_>, from: PortId, batch: &mut Batch) {
+        self.bridge.packets(turn, from, batch);
+    }
+
+    fn turn(&mut self, turn: &mut Turn<'_>) {
+        if !self.sealed {
+            self.sealed = true;
+            crate::seal::seal().expect("a seccomp filter");
+        }
+        self.bridge.turn(turn);
+        turn.gauge(Bridge::FIELDS.len(), crate::seal::allocations());
+    }
+}
+
+/// The real loop of a worker process, with the bridge, over AF_XDP with a kicker: no system call and no
+/// allocation while traffic passes.
+pub(crate) fn sealed_bridge() {
+    let hosts = Hosts::new();
+    let config = PoolConfig { huge_pages: HugePages::Never, ..PoolConfig::new("sealed", 8192) };
+    let pool = Pool::create(&config).expect("pool");
+    let mut plane = Dataplane::builder("sealed");
+    let inside = hosts.middle.enter().expect("enter the namespace");
+    let [a, b] =
+        ["left", "right"].map(|name| plane.port(XdpPort::open(&pool, &XdpConfig::new(name)).expect("port")));
+    inside.leave().expect("leave the namespace");
+    // Idle::Yield would be a system call. The kicker has the other CPU.
+    let mut worker = Worker::new("w0").idle(Idle::Spin).queue(a, 0).queue(b, 0);
+    worker = worker.counters(&Bridge::FIELDS).counters(&[Field::gauge("allocations")]);
+    plane.restart(Restart::Never);
+    plane.worker(worker, |_| Sealed {
+        bridge: ManuallyDrop::new(Bridge::new(&BridgeConfig::new(2)).expect("bridge")),
+        sealed: false,
+    });
+    let running = plane.launch().expect("launch");
+    assert_nothing_lost(&hosts.exchange(Duration::from_millis(500)));
+    assert_eq!(running.state(0), Some(WorkerState::Running), "killed: the worker made a system call");
+    assert_eq!(running.statistics().total("allocations"), 0);
+    let pid = running.worker_pid(0).expect("a process");
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the worker's status");
+    assert!(status.contains("Seccomp:\t2"), "the worker was not sealed");
+    // Ending is a system call too: this is how the filter shows that it works.
+    let report = running.stop();
+    assert_eq!(report.workers[0].state, WorkerState::GivenUp, "{report:?}");
+    assert_eq!(pool.in_depot(), pool.chunks(), "{:?}", pool.census());
+}
+
+/// Sends an empty frame for each packet that arrives: no port can send that.
+struct Nothing;
+
+impl App for Nothing {
+    fn packets(&mut self, turn: &mut Turn<'_>, from: PortId, batch: &mut Batch) {
+        for mut frame in batch.drain() {
+            frame.truncate(0);
+            turn.send(from, frame);
+        }
+    }
+}
+
+/// What a port refuses to send is a counted drop, not a transmission.
+pub(crate) fn refused_frames_are_drops() {
+    let hosts = Hosts::new();
+    let config = PoolConfig { huge_pages: HugePages::Never, ..PoolConfig::new("refused", 8192) };
+    let pool = Pool::create(&config).expect("pool");
+    let mut plane = Dataplane::builder("refused");
+    let inside = hosts.middle.enter().expect("enter the namespace");
+    let port = plane.port(XdpPort::open(&pool, &XdpConfig::new("left")).expect("port"));
+    inside.leave().expect("leave the namespace");
+    plane.worker(Worker::new("w0").idle(Idle::Yield).queue(port, 0), |_| Nothing);
+    let running = plane.launch().expect("launch");
+    let statistics = running.statistics();
+    wait_for("refusals", || {
+        hosts.exchange(Duration::from_millis(50));
+        statistics.total("drop_refused") >= 3
+    });
+    let (arrived, refused) = (statistics.total("rx_frames"), statistics.total("drop_refused"));
+    assert!(refused <= arrived, "{refused} of {arrived}");
+    assert_eq!((statistics.total("tx_frames"), statistics.total("tx_bytes")), (0, 0));
+    Plane { pool, running, ports: [port, port] }.end();
 }

@@ -32,13 +32,18 @@ scenarios! {
     worker_killed_over_af_xdp = "worker-killed-over-af-xdp";
     program_killed_over_af_xdp = "program-killed-over-af-xdp";
     two_workers_on_two_queues = "two-workers-on-two-queues";
+    sealed_bridge = "sealed-bridge";
+    refused_frames_are_drops = "refused-frames-are-drops";
+    worker_hangs = "worker-hangs";
+    one_dies_the_other_forwards = "one-dies-the-other-forwards";
+    peer_lies = "peer-lies";
     link_flaps = "link-flaps";
     interface_deleted = "interface-deleted";
     rebinds_at_once = "rebinds-at-once";
     shares_messages_counters_tables = "shares-messages-counters-tables";
     statistics_from_outside = "statistics-from-outside";
     launch_refusals = "launch-refusals";
-    launch_app_that_panics_at_once = "launch-hung-app";
+    launch_app_that_panics_at_once = "launch-app-that-panics-at-once";
 }
 
 /// `kill -9` of the program: zygote and worker are gone within a second.

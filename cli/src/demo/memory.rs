@@ -6,6 +6,7 @@ use isoplane::drivers::memory::{MemoryConfig, MemoryPort};
 use isoplane::drivers::{Port, Queue, RxQueue, TxQueue};
 use isoplane::memory::{Batch, FrameCache, Pool};
 use isoplane_lab::traffic::{Traffic, frames};
+use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -27,8 +28,8 @@ struct Station {
     attic: Attic,
     frames: FrameCache,
     pool: Arc<Pool>,
-    inbox: Batch,
-    outbox: Batch,
+    /// Packets that have arrived: copies, since frames stay in their thread and a station moves to one.
+    arrived: VecDeque<Vec<u8>>,
 }
 
 impl Station {
@@ -37,21 +38,22 @@ impl Station {
         // A port that was just made has its queue.
         let queue = port.take_queue(0);
         let (attic, pool) = (Arc::clone(attic), Arc::clone(pool));
-        Ok(Self { queue, attic, frames, pool, inbox: Batch::new(), outbox: Batch::new() })
+        Ok(Self { queue, attic, frames, pool, arrived: VecDeque::new() })
     }
 
     /// Takes one frame that has arrived.
     fn take(&mut self, buffer: &mut [u8]) -> Option<usize> {
         let queue = self.queue.as_mut()?;
         queue.tx.reclaim(&mut self.frames);
-        if self.inbox.is_empty() {
-            queue.rx.receive(&mut self.frames, &mut self.inbox);
+        if self.arrived.is_empty() {
+            let mut batch = Batch::new();
+            queue.rx.receive(&mut self.frames, &mut batch);
+            self.arrived.extend(batch.iter().map(|frame| self.pool.bytes(frame).to_vec()));
+            self.frames.put_batch(&mut batch);
         }
-        let frame = self.inbox.drain().next()?;
-        let bytes = self.pool.bytes(&frame);
-        let length = bytes.len().min(buffer.len());
-        buffer[..length].copy_from_slice(&bytes[..length]);
-        self.frames.put(frame);
+        let packet = self.arrived.pop_front()?;
+        let length = packet.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&packet[..length]);
         Some(length)
     }
 }
@@ -67,12 +69,12 @@ impl frames::Station for Station {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         self.pool.bytes_mut(&mut frame).copy_from_slice(bytes);
-        if let Err(frame) = self.outbox.push(frame) {
+        let mut batch = Batch::new();
+        if let Err(frame) = batch.push(frame) {
             self.frames.put(frame);
-            return Err(io::ErrorKind::WouldBlock.into());
         }
-        if queue.tx.transmit(&mut self.outbox) == 0 {
-            self.frames.put_batch(&mut self.outbox);
+        if queue.tx.transmit(&mut batch) == 0 {
+            self.frames.put_batch(&mut batch);
             return Err(io::ErrorKind::WouldBlock.into());
         }
         Ok(())
@@ -94,8 +96,6 @@ impl frames::Station for Station {
 
 impl Drop for Station {
     fn drop(&mut self) {
-        self.frames.put_batch(&mut self.inbox);
-        self.frames.put_batch(&mut self.outbox);
         let mut attic = self.attic.lock().unwrap_or_else(PoisonError::into_inner);
         attic.extend(self.queue.take());
     }

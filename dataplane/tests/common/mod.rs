@@ -35,6 +35,10 @@ struct Tx {
     ring: usize,
 }
 
+// SAFETY: the frames that it holds stay with it and leave it by `reclaim` only.
+#[allow(unsafe_code, reason = "frames are not `Send`, ports are")]
+unsafe impl Send for Tx {}
+
 impl RxQueue for Rx {
     fn receive(&mut self, frames: &mut FrameCache, batch: &mut Batch) -> usize {
         let mut wire = self.wire.lock().unwrap();

@@ -93,6 +93,9 @@ impl<T: TxQueue> TxQueue for CaptureTx<T> {
     fn kick(&mut self, kernel: &Kernel) -> Result<(), KickError> {
         self.inner.kick(kernel)
     }
+    fn refused(&self) -> (u64, u64) {
+        self.inner.refused()
+    }
     fn in_flight(&self) -> usize {
         self.inner.in_flight()
     }

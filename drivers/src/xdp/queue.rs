@@ -131,10 +131,16 @@ pub struct XdpTx {
     slot: Arc<Slot>,
     /// Frames that the kernel would not take; `reclaim` gives them back.
     refused: Batch,
-    refusals: u64,
+    /// Frames refused so far, and their bytes.
+    refusals: (u64, u64),
     in_flight: usize,
     bad: u64,
 }
+
+// SAFETY: the frames inside stay with the half wherever it moves, and leave it only through its methods,
+// to whoever has it then; everything else in it is `Send` by itself.
+#[allow(unsafe_code, reason = "a half is handed to its worker's thread with what it holds")]
+unsafe impl Send for XdpTx {}
 
 #[derive(Debug)]
 struct TxLive {
@@ -168,20 +174,13 @@ impl XdpTx {
     ) -> Self {
         let times = TxTimes::new(if rules.metadata { tx.lender().pool().chunks() } else { 0 });
         let live = Some(TxLive { tx, completion, rules, times, socket });
-        Self { live, parked: None, slot, refused: Batch::new(), refusals: 0, in_flight: 0, bad: 0 }
+        Self { live, parked: None, slot, refused: Batch::new(), refusals: (0, 0), in_flight: 0, bad: 0 }
     }
 
     /// When a frame sent with [`FrameFlags::TX_TIMESTAMP`] left, oldest first; known once the frame
     /// has been reclaimed. The last 64 are kept.
     pub fn pop_time(&mut self) -> Option<TxTime> {
         self.live.as_mut()?.times.pop()
-    }
-
-    /// Frames that were refused: empty, too long for a chunk, of a packet in more frames than the
-    /// kernel takes, or asking for what the port cannot do.
-    #[must_use]
-    pub const fn refused(&self) -> u64 {
-        self.refusals
     }
 
     /// Sends with every packet looked at by itself: some want metadata, or cannot be sent. Says how
@@ -199,6 +198,7 @@ impl XdpTx {
                 batch.move_to(&mut good, frames);
             } else if self.refused.room() >= frames {
                 refused += frames;
+                self.refusals.1 += packet.iter().map(|frame| u64::from(frame.len())).sum::<u64>();
                 batch.move_to(&mut self.refused, frames);
             } else {
                 break;
@@ -208,8 +208,8 @@ impl XdpTx {
             live.times.ask(frame.chunk());
         }
         if refused != 0 {
-            self.refusals += refused as u64;
-            live.socket.note_refused(self.refusals);
+            self.refusals.0 += refused as u64;
+            live.socket.note_refused(self.refusals.0);
         }
         let sent = live.tx.post(&mut good, describe);
         self.in_flight += sent;
@@ -306,6 +306,13 @@ impl TxQueue for XdpTx {
         self.live.as_ref().map_or(Ok(()), |live| live.socket.kick_tx().map(drop))
     }
 
+    /// Frames that were empty, too long for a chunk, of a packet in more frames than the kernel takes,
+    /// or asking for what the port cannot do.
+    #[inline(always)]
+    fn refused(&self) -> (u64, u64) {
+        self.refusals
+    }
+
     #[inline(always)]
     fn in_flight(&self) -> usize {
         self.in_flight
@@ -324,7 +331,7 @@ impl TxQueue for XdpTx {
             self.refused = Batch::new();
             live.times.reset();
             // What the dead worker had in flight is in custody: that many will come back.
-            self.in_flight = live.completion.collector().held() as usize;
+            self.in_flight = survey.held(live.completion.collector().id());
         }
     }
 

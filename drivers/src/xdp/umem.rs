@@ -71,7 +71,9 @@ impl Geometry {
 
     /// Bytes of packet that one descriptor may have on transmit.
     pub(super) const fn tx_room(&self) -> u32 {
-        self.chunk
+        // The kernel counts the request's bytes against an unaligned chunk, asked for or not
+        // (xp_unaligned_validate_desc, Linux 6.8); a longer frame would never be completed.
+        if self.unaligned { self.chunk - self.tx_metadata } else { self.chunk }
     }
 
     pub(super) const fn unaligned(&self) -> bool {

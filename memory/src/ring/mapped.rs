@@ -1,7 +1,7 @@
 //! Ring memory in a [`Region`] or at addresses that the kernel gave us.
 
 use super::{Consumer, Producer, RingMemory};
-use crate::{Pod, Region};
+use crate::{Pod, Region, pool};
 use std::any::Any;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -138,6 +138,11 @@ impl<T: Pod> Mapped<T> {
             return Err(RingError::Capacity { capacity });
         }
         let head = Self::head(region, offset)?;
+        // SAFETY: inside the mapping and aligned (`slice` has checked); a volatile copy.
+        if region.slice::<u64>(0, 1).is_some_and(|magic| unsafe { magic.read_volatile() } == pool::MAGIC) {
+            // A ring over a pool would change bytes that frames lend out.
+            return Err(RingError::NotARing { entry: size_of::<T>(), offset });
+        }
         let space = || RingError::Space { bytes: bytes_for::<T>(capacity), offset, region: region.len() };
         let slots = region.slice::<T>(offset + HEADER_BYTES, capacity as usize).ok_or_else(space)?;
         // SAFETY: both indices lie in the header, which `head` has checked; the region stays mapped

@@ -454,7 +454,7 @@ impl Bridge {
             if copy.len() == packet.len() {
                 self.send(turn, tag, vid, next, &mut copy);
             } else {
-                turn.frames().put_batch(&mut copy);
+                turn.give_back(&mut copy);
             }
         }
         self.send(turn, tag, vid, to.trailing_zeros() as u8, packet);
