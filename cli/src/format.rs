@@ -23,7 +23,8 @@ pub(crate) fn grouped_signed(number: i64) -> String {
 
 /// Three significant digits and a decimal prefix: `83.1 k`, `1.25 M`, `12 `.
 pub(crate) fn scaled(value: f64) -> String {
-    let mut value = value;
+    // The sum of no numbers is -0.0; nobody reads that.
+    let mut value = value + 0.0;
     let mut prefix = "";
     for next in ["k", "M", "G", "T"] {
         if value < 999.5 {
@@ -100,6 +101,7 @@ mod tests {
         assert_eq!(grouped_signed(-1234), "-1,234");
         for (value, text) in [
             (0.0, "0 "),
+            (-0.0, "0 "),
             (12.0, "12 "),
             (999.4, "999 "),
             (999.6, "1.00 k"),

@@ -2,7 +2,7 @@
 //!
 //! Contract: results go to standard output, everything else to standard error; with `--json` standard
 //! output holds JSON and nothing else. The exit code is 0 when all went well, 1 when it did not, 2 when
-//! the command line made no sense. Nothing is started before the command needs it: `demo` launches a
+//! the command line made no sense; a reader that goes away early is no error. Nothing is started before the command needs it: `demo` launches a
 //! dataplane, which wants a process with one thread.
 #![deny(unsafe_code)]
 
@@ -12,7 +12,7 @@ mod format;
 mod top;
 
 use clap::{Parser, Subcommand};
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 /// A userspace dataplane built on task isolation.
@@ -51,7 +51,21 @@ fn main() -> ExitCode {
     };
     result.unwrap_or_else(|error| {
         // Each error's text has its cause in it.
-        eprintln!("isoplane: {error}");
+        say(&error.to_string());
         ExitCode::FAILURE
     })
+}
+
+/// Tells the user something on standard error, if anybody reads that.
+fn say(what: &str) {
+    let _ = writeln!(std::io::stderr(), "isoplane: {what}");
+}
+
+/// Whether writing results ended because their reader has enough (`| head`): no error, a quiet end.
+fn readers_end(written: std::io::Result<()>) -> std::io::Result<bool> {
+    match written {
+        Ok(()) => Ok(false),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(true),
+        Err(error) => Err(error),
+    }
 }

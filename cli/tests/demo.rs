@@ -371,7 +371,71 @@ fn without_root_it_says_so_and_bridges_memory() {
         .unwrap();
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("needs root"), "{said}");
+    assert!(said.contains("needs root") && said.contains("--ports memory"), "{said}");
+}
+
+/// Runs the demo as root without some capabilities, as a container does.
+fn without(capabilities: &str, args: &[&str]) -> Output {
+    Command::new("setpriv")
+        .arg(format!("--bounding-set={capabilities}"))
+        .args([ISOPLANE, "demo", "--seconds", "1"])
+        .args(args)
+        .output()
+        .expect("setpriv, of util-linux")
+}
+
+#[test]
+fn root_of_a_plain_container_gets_the_demo_too() {
+    if !root() {
+        return;
+    }
+    let _alone = alone();
+    // Namespaces are refused; everything is; sockets are, once namespaces and links are made.
+    for capabilities in ["-sys_admin", "-all", "-net_raw"] {
+        let output = without(capabilities, &["--json"]);
+        check_report(&json(&output), "memory");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(said.matches("in-memory").count(), 1, "{capabilities}: {said}");
+        assert!(said.contains("CAP_"), "{capabilities}: the reason is not in: {said}");
+        assert!(output.status.success());
+        // Asked for by name it is refused, and told what would run.
+        let output = without(capabilities, &["--ports", "af-xdp"]);
+        assert_eq!(output.status.code(), Some(1), "{capabilities}");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains("CAP_") && said.contains("--ports memory"), "{capabilities}: {said}");
+        assert!(output.stdout.is_empty());
+    }
+}
+
+#[test]
+fn a_reader_that_has_enough_is_no_error() {
+    let _alone = alone();
+    // Ten minutes of tables that nobody sees are not run at all.
+    for args in [
+        &["demo", "--ports", "memory", "--seconds", "600"][..],
+        &["demo", "--ports", "memory", "--seconds", "1", "--json"],
+    ] {
+        let mut child =
+            Command::new(ISOPLANE).args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let mut demo = Demo { child: Some(child) };
+        wait_until("the end", || demo.child.as_mut().unwrap().try_wait().unwrap().is_some());
+        let output = demo.output();
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{args:?}");
+        assert!(output.status.success(), "{args:?}: {:?}", output.status);
+    }
+    let demo = Demo::start(&["--seconds", "600", "--json", "--ports", "memory"]);
+    demo.processes();
+    for args in [&["top", "--once"][..], &["top", "--once", "--json"], &["top", "--interval", "0.05"]] {
+        let mut child =
+            Command::new(ISOPLANE).args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{args:?}");
+        assert!(output.status.success(), "{args:?}: {:?}", output.status);
+    }
+    demo.signal(Signal::SIGINT);
+    check_report(&json(&demo.output()), "memory");
 }
 
 #[test]

@@ -8,7 +8,10 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub enum LabError {
     /// Namespaces and raw sockets need privileges.
-    #[error("{what} needs root (CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_NET_RAW); run it with sudo")]
+    #[error(
+        "{what} needs root with CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_NET_RAW; run it with sudo, or in a \
+         container that has them"
+    )]
     NotPermitted {
         /// What was refused.
         what: &'static str,
@@ -76,6 +79,19 @@ pub enum LabError {
 }
 
 impl LabError {
+    /// Is it for lack of privileges? A container's `/proc/sys` that may only be read counts.
+    #[must_use]
+    pub fn is_not_permitted(&self) -> bool {
+        use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+        match self {
+            Self::NotPermitted { .. } => true,
+            Self::Sysctl { source, .. } | Self::Offload { source, .. } => {
+                matches!(source.kind(), PermissionDenied | ReadOnlyFilesystem)
+            }
+            _ => false,
+        }
+    }
+
     pub(crate) fn namespace(what: &'static str, source: impl Into<io::Error>) -> Self {
         let source = source.into();
         match source.kind() {

@@ -13,6 +13,7 @@ use crate::format::{bps, grouped, pps, short_time};
 use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use isoplane::blocks::bridge::{Bridge, BridgeConfig, BridgeError};
+use isoplane::drivers::xdp::XdpError;
 use isoplane::memory::stats::{SegmentReader, StatsError};
 use isoplane::memory::{HugePages, Pool, PoolConfig, PoolError};
 use isoplane::{Builder, Dataplane, Kicks, LaunchError, PortRef, Running, Worker};
@@ -75,8 +76,11 @@ pub(crate) enum DemoError {
     #[error("cannot make the frame pool: {0}")]
     Pool(#[from] PoolError),
     /// An AF_XDP port.
-    #[error("cannot open an AF_XDP port: {0} (isoplane demo --ports memory needs no AF_XDP)")]
-    Xdp(Box<dyn std::error::Error + Send + Sync>),
+    #[error("cannot open an AF_XDP port: {0}")]
+    Xdp(Box<XdpError>),
+    /// The demo with AF_XDP, for one of the reasons here.
+    #[error("{0} (isoplane demo --ports memory needs neither privileges nor AF_XDP)")]
+    Kernel(Box<DemoError>),
     /// An in-memory port.
     #[error("cannot make an in-memory port: {0}")]
     Memory(#[from] isoplane::drivers::memory::MemoryError),
@@ -97,6 +101,21 @@ pub(crate) enum DemoError {
         /// Why it failed.
         source: std::io::Error,
     },
+}
+
+impl DemoError {
+    fn output(source: std::io::Error) -> Self {
+        Self::Io { what: "cannot write the results", source }
+    }
+
+    /// Is it for lack of privileges?
+    fn is_not_permitted(&self) -> bool {
+        match self {
+            Self::Lab(error) => error.is_not_permitted(),
+            Self::Xdp(error) => matches!(**error, XdpError::NotPermitted { .. }),
+            _ => false,
+        }
+    }
 }
 
 /// Two ports, and what will be sent between them.
@@ -156,17 +175,24 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, DemoError> {
             Kicks::Inline
         }
     };
+    let instead = |why: &str| {
+        crate::say(&format!(
+            "{why}: so this runs the same bridge over in-memory ports, with traffic of our own"
+        ));
+        memory::build()
+    };
+    let kernel = || kernel::build().map_err(|error| DemoError::Kernel(Box::new(error)));
     let scene = match args.ports {
-        Ports::AfXdp => kernel::build()?,
-        Ports::Auto if root => kernel::build()?,
         Ports::Memory => memory::build()?,
-        Ports::Auto => {
-            eprintln!(
-                "isoplane: not root: namespaces and AF_XDP need it, so this runs the same bridge over \
-                 in-memory ports, with traffic of our own (sudo shows real kernel traffic)"
-            );
-            memory::build()?
+        Ports::Auto if !root => {
+            instead("not root: namespaces and AF_XDP need it (sudo shows real kernel traffic)")?
         }
+        Ports::AfXdp => kernel()?,
+        Ports::Auto => match kernel() {
+            // Root in a container may do less than its name says.
+            Err(DemoError::Kernel(error)) if error.is_not_permitted() => instead(&error.to_string())?,
+            other => other?,
+        },
     };
     let Scene { mut builder, ports, driver, scenery, traffic, closing } = scene;
     let config = BridgeConfig::new(ports.len());
@@ -187,8 +213,15 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, DemoError> {
     let running = builder.launch()?;
     cpus.stay_off();
     let reader = running.segment().reader()?;
+    let mut reader_left = false;
     if !args.json {
-        report::headline(&driver, &cpus, kicks, &scenery, args.seconds);
+        let headline = report::headline(&driver, &cpus, kicks, &scenery, args.seconds);
+        let written = std::io::stdout().lock().write_all(headline.as_bytes());
+        reader_left = crate::readers_end(written).map_err(DemoError::output)?;
+        if reader_left {
+            // Nobody is there to see more.
+            stop.store(true, Ordering::Relaxed);
+        }
     }
     let started = Instant::now();
     let traffic = traffic()?;
@@ -215,13 +248,14 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, DemoError> {
     if let Some(bar) = PROGRESS.get() {
         bar.finish_and_clear();
     }
+    if reader_left {
+        return Ok(ExitCode::SUCCESS);
+    }
     let mut out = std::io::stdout().lock();
     let written = if args.json { report.write_json(&mut out) } else { report.write_tables(&mut out) };
-    written
-        .and_then(|()| out.flush())
-        .map_err(|source| DemoError::Io { what: "cannot write the results", source })?;
+    crate::readers_end(written.and_then(|()| out.flush())).map_err(DemoError::output)?;
     for reason in &report.problems {
-        eprintln!("isoplane: {reason}");
+        crate::say(reason);
     }
     Ok(if report.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -264,8 +298,8 @@ fn watch(
         let (now_frames, now_bytes) = (reader.total("tx_frames"), reader.total("tx_bytes"));
         let seconds = at.elapsed().as_secs_f64().max(1e-9);
         at = Instant::now();
-        let rate = (now_frames - frames) as f64 / seconds;
-        let bits = (now_bytes - bytes) as f64 * 8.0 / seconds;
+        let rate = now_frames.saturating_sub(frames) as f64 / seconds;
+        let bits = now_bytes.saturating_sub(bytes) as f64 * 8.0 / seconds;
         (frames, bytes) = (now_frames, now_bytes);
         bar.set_position(started.elapsed().min(length).as_millis() as u64);
         bar.set_message(line(rate, bits, &traffic.reports()));

@@ -99,6 +99,7 @@ struct FlowLine {
     verified: u64,
     verified_bytes: u64,
     lost: u64,
+    /// Messages with wrong bytes, at either end.
     corrupt: u64,
     late: u64,
     retransmitted: u64,
@@ -192,7 +193,7 @@ impl Report {
                 problems.push(format!("{name}: {} {what} lost", grouped(counts.lost)));
             }
             if counts.corrupt > 0 {
-                problems.push(format!("{name}: {} messages had wrong bytes", grouped(counts.corrupt)));
+                problems.push(format!("{name}: {} messages were corrupt", grouped(counts.corrupt)));
             }
             problems.extend(flow.errors.iter().cloned());
         }
@@ -233,7 +234,7 @@ impl Report {
         ]);
         writeln!(out, "{ports}")?;
         let mut traffic =
-            table(&["traffic", "sent", "verified", "payload", "lost", "damaged", "rtt p50", "rtt p99"]);
+            table(&["traffic", "sent", "verified", "payload", "lost", "corrupt", "rtt p50", "rtt p99"]);
         for flow in &self.traffic {
             // A stream has no messages: what one end writes at once, the other may read in pieces.
             let stream = flow.protocol == "TCP";
@@ -314,7 +315,7 @@ fn needs_kicks(driver: &str) -> bool {
 }
 
 /// Says what is about to run, with a picture.
-pub(super) fn headline(driver: &str, cpus: &Cpus, kicks: Kicks, scenery: &Scenery, seconds: u64) {
+pub(super) fn headline(driver: &str, cpus: &Cpus, kicks: Kicks, scenery: &Scenery, seconds: u64) -> String {
     let place = cpus.worker.map_or_else(|| "any CPU".to_owned(), |cpu| format!("CPU {cpu}"));
     let kicks = match (needs_kicks(driver), kicks, cpus.kicker) {
         (false, ..) => String::new(),
@@ -324,6 +325,8 @@ pub(super) fn headline(driver: &str, cpus: &Cpus, kicks: Kicks, scenery: &Scener
     };
     let [left, right] = &scenery.ends;
     let wire = scenery.wire;
-    println!("isoplane demo · {driver} · worker process on {place}{kicks} · {seconds} s\n");
-    println!("  {left} ──{wire}── [ bridge ] ──{wire}── {right}\n");
+    format!(
+        "isoplane demo · {driver} · worker process on {place}{kicks} · {seconds} s\n\n  \
+         {left} ──{wire}── [ bridge ] ──{wire}── {right}\n\n"
+    )
 }

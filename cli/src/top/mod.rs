@@ -122,7 +122,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, TopError> {
     if args.once {
         pause(ONCE.min(interval), &stop);
         watched.iter_mut().for_each(Watched::look);
-        print(args, &watched).map_err(TopError::io("cannot write"))?;
+        crate::readers_end(print(args, &watched)).map_err(TopError::io("cannot write"))?;
     } else if args.json || !std::io::stdout().is_terminal() {
         while !stop.load(Ordering::Relaxed) {
             pause(interval, &stop);
@@ -131,10 +131,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, TopError> {
                 break;
             }
             watched.iter_mut().for_each(Watched::look);
-            match print(args, &watched) {
-                // Whoever read us has enough.
-                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => break,
-                other => other.map_err(TopError::io("cannot write"))?,
+            if crate::readers_end(print(args, &watched)).map_err(TopError::io("cannot write"))? {
+                break;
             }
         }
     } else {

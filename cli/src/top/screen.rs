@@ -117,11 +117,11 @@ fn draw(
     gone: bool,
 ) {
     let drops = view.drops();
-    let app_lines = view.workers.iter().filter(|w| !w.app.is_empty()).count() as u16;
+    let app_lines = view.workers.iter().filter(|w| !w.app.is_empty()).count();
     // An app's counters may need a second line.
-    let side = (drops.len() as u16).max(2 * app_lines).max(1);
-    let workers = view.workers.len() as u16;
-    let ports = view.workers.iter().map(|w| w.ports.len() as u16).sum::<u16>();
+    let side = lines(drops.len().max(2 * app_lines).max(1));
+    let workers = lines(view.workers.len());
+    let ports = lines(view.workers.iter().map(|w| w.ports.len()).sum());
     let [top, curve, worker_area, port_area, bottom, foot] = Layout::vertical([
         Constraint::Length(1),
         Constraint::Min(4),
@@ -139,8 +139,9 @@ fn draw(
     } else {
         " LIVE ".bold().black().on_green()
     };
-    let which = if of > 1 { format!("  ({} of {of})", shown + 1) } else { String::new() };
-    let title = vec![mark, " isoplane ".bold(), Span::raw(text::headline(view)), which.dim()];
+    let which = if of > 1 { format!(" {}/{of}", shown + 1) } else { String::new() };
+    // What may be cut off comes last.
+    let title = vec![mark, which.dim(), " ".into(), Span::raw(text::headline(view))];
     frame.render_widget(Line::from(title), top);
 
     draw_curve(frame, curve, view, rates);
@@ -190,6 +191,11 @@ fn draw(
         keys.push(Span::raw(format!("   {kicker}")));
     }
     frame.render_widget(Line::from(keys), foot);
+}
+
+/// Lines to ask for; no screen has more.
+fn lines(count: usize) -> u16 {
+    u16::try_from(count).unwrap_or(u16::MAX).min(1000)
 }
 
 fn panel(title: &str) -> Block<'_> {
@@ -246,4 +252,100 @@ fn draw_table<'a>(
     });
     let table = Table::new(rows, widths).header(header).block(panel(title)).column_spacing(1);
     frame.render_widget(table, area);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::view::{Kicker, Port, Worker, WorkerPort};
+    use super::*;
+    use ratatui::Terminal;
+    use ratatui::backend::TestBackend;
+
+    fn sample(value: u64) -> View {
+        let ports = ["to-client", "to-server"];
+        let worker_port = |name: &str| WorkerPort {
+            name: name.to_owned(),
+            rx_frames: value,
+            tx_frames: value,
+            rx_pps: value as f64,
+            tx_pps: value as f64,
+            ..WorkerPort::default()
+        };
+        View {
+            name: "demo".to_owned(),
+            pid: 4711,
+            uptime_s: 83.0,
+            interval_s: 1.0,
+            rx_pps: value as f64,
+            tx_pps: value as f64,
+            workers: vec![Worker {
+                name: "bridge".to_owned(),
+                state: "running",
+                pid: value,
+                turns: value,
+                free_frames: value,
+                drops: [("policy".to_owned(), value), ("storm".to_owned(), value)].into(),
+                ports: ports.map(worker_port).into(),
+                app: [("stations".to_owned(), value)].into(),
+                ..Worker::default()
+            }],
+            ports: ports.map(|name| Port { name: name.to_owned(), link: "up", ..Port::default() }).into(),
+            kicker: Some(Kicker { delay_p50_ns: Some(u64::MAX >> 1), ..Kicker::default() }),
+        }
+    }
+
+    /// What is on a screen of this size, line by line.
+    fn screen(width: u16, height: u16, view: &View, rates: &[u64]) -> String {
+        let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
+        let rates = rates.iter().copied().collect();
+        terminal.draw(|frame| draw(frame, view, &rates, (1, 3), false, false)).unwrap();
+        let cells = terminal.backend().buffer().content();
+        let line = |cells: &[ratatui::buffer::Cell]| cells.iter().map(|c| c.symbol()).collect::<String>();
+        cells.chunks(usize::from(width)).map(line).collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn a_usual_terminal_shows_everything() {
+        let text = screen(80, 24, &sample(1234), &[500, 1000, 1234]);
+        for part in [
+            "LIVE",
+            "demo",
+            "pid 4711",
+            "2/3",
+            "bridge",
+            "running",
+            "to-client",
+            "to-server",
+            "1.23 kpps",
+            "policy",
+            "storm",
+            "1,234",
+            "stations",
+            "quit",
+            "kicker:",
+        ] {
+            assert!(text.contains(part), "{part} is not in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_tiny_terminal_shows_what_fits() {
+        let text = screen(20, 5, &sample(1234), &[500, 1000]);
+        assert!(text.contains("LIVE") && text.contains("demo"), "{text}");
+        for (width, height) in [(1, 1), (80, 1), (1, 24), (3, 3)] {
+            screen(width, height, &sample(1234), &[1; 400]);
+        }
+    }
+
+    #[test]
+    fn no_numbers_and_no_names_are_too_much() {
+        let text = screen(80, 24, &sample(u64::MAX), &[u64::MAX; 400]);
+        assert!(text.contains("bridge"), "{text}");
+        let mut many = sample(u64::MAX);
+        many.workers = vec![many.workers[0].clone(); 40_000];
+        screen(80, 24, &many, &[]);
+        let none = View { workers: vec![], ports: vec![], kicker: None, ..sample(0) };
+        let text = screen(80, 24, &none, &[]);
+        assert!(text.contains("none"), "{text}");
+    }
 }

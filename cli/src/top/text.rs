@@ -45,7 +45,7 @@ pub(super) fn worker_rows(view: &View) -> Vec<[String; 8]> {
             format!("{:.1} %", w.busy_percent),
             grouped(w.free_frames),
             w.restarts.to_string(),
-            grouped(w.drops.values().sum()),
+            grouped(w.drops.values().fold(0, |sum, count| sum.wrapping_add(*count))),
         ]
     };
     view.workers.iter().map(row).collect()

@@ -140,12 +140,13 @@ const fn link_name(value: u64) -> &'static str {
 
 /// The upper bound that `percent` of a histogram's values stay within.
 fn percentile(buckets: &[u64], percent: u64) -> Option<u64> {
-    let total: u64 = buckets.iter().sum();
-    let wanted = (total * percent).div_ceil(100);
+    // Wider than any sum of what a writer may have put there.
+    let total: u128 = buckets.iter().map(|count| u128::from(*count)).sum();
+    let wanted = (total * u128::from(percent)).div_ceil(100);
     let mut seen = 0;
     (total > 0).then_some(())?;
     buckets.iter().enumerate().find_map(|(bits, count)| {
-        seen += count;
+        seen += u128::from(*count);
         (seen >= wanted).then(|| (1_u64 << bits.min(63)) - 1)
     })
 }
@@ -189,6 +190,11 @@ fn first(row: &Row) -> u64 {
     row.values.first().copied().unwrap_or(0)
 }
 
+/// A sum that is 0 without anything to add: `sum` would make that -0.
+fn total(rates: impl Iterator<Item = f64>) -> f64 {
+    rates.fold(0.0, |sum, rate| sum + rate)
+}
+
 /// The tree, with rates between two snapshots of the same segment.
 pub(crate) fn view(reader: &SegmentReader, before: &Snapshot, now: &Snapshot) -> View {
     let interval = now.at.saturating_duration_since(before.at).as_secs_f64().max(1e-9);
@@ -227,8 +233,8 @@ pub(crate) fn view(reader: &SegmentReader, before: &Snapshot, now: &Snapshot) ->
             view.worker_block(block);
         }
     }
-    view.rx_pps = view.workers.iter().flat_map(|w| &w.ports).map(|p| p.rx_pps).sum();
-    view.tx_pps = view.workers.iter().flat_map(|w| &w.ports).map(|p| p.tx_pps).sum();
+    let sum = |of: fn(&WorkerPort) -> f64| total(view.workers.iter().flat_map(|w| &w.ports).map(of));
+    (view.rx_pps, view.tx_pps) = (sum(|p| p.rx_pps), sum(|p| p.tx_pps));
     view
 }
 
@@ -238,7 +244,7 @@ impl View {
             let delay = block.rows.iter().find(|(row, _)| row.name == "kicker_delay_ns");
             let delay = delay.map_or(&[][..], |(row, _)| &row.values);
             // Without anything to kick there is no kicker, and its block stays zero.
-            let turned = block.value("kicker_kicks") + block.value("kicker_yields") > 0;
+            let turned = block.value("kicker_kicks") > 0 || block.value("kicker_yields") > 0;
             self.kicker = turned.then(|| Kicker {
                 kicks: block.value("kicker_kicks"),
                 errors: block.value("kicker_errors"),
@@ -272,7 +278,7 @@ impl View {
             worker.free_frames = block.value("free_frames");
             worker.drops = block.rest("drop_", &[]);
             let dropped = worker.drops.keys().map(|reason| block.rate(&format!("drop_{reason}")));
-            worker.drops_per_second = dropped.sum();
+            worker.drops_per_second = total(dropped);
         } else if block.has("rx_frames") {
             let known = ["rx_frames", "rx_bytes", "tx_frames", "tx_bytes"];
             worker.ports.push(WorkerPort {
@@ -298,16 +304,21 @@ impl View {
 
     /// Frames that all workers dropped, by reason; reasons that never happened are left out.
     pub(crate) fn drops(&self) -> BTreeMap<String, u64> {
-        let mut all = BTreeMap::new();
+        let mut all: BTreeMap<String, u64> = BTreeMap::new();
+        // Wraps, as counters do: any writer's numbers are shown.
+        let add = |all: &mut BTreeMap<String, u64>, reason: String, count: u64| {
+            let sum = all.entry(reason).or_insert(0);
+            *sum = sum.wrapping_add(count);
+        };
         for (reason, count) in self.workers.iter().flat_map(|w| &w.drops).filter(|(_, n)| **n > 0) {
-            *all.entry(reason.clone()).or_insert(0) += count;
+            add(&mut all, reason.clone(), *count);
         }
         // What the kernel or the device dropped before a worker could see it.
         for port in &self.ports {
             for reason in ["rx_ring_full", "rx_no_frames", "rx_dropped", "tx_invalid"] {
                 let count = port.counts.get(reason).copied().unwrap_or(0);
                 if count > 0 {
-                    *all.entry(format!("{reason} ({})", port.name)).or_insert(0) += count;
+                    add(&mut all, format!("{reason} ({})", port.name), count);
                 }
             }
         }
@@ -319,6 +330,45 @@ impl View {
 mod tests {
     use super::*;
     use isoplane::memory::stats::{Field, SegmentBuilder};
+
+    #[test]
+    fn without_traffic_rates_are_zero_and_not_less() {
+        let segment = SegmentBuilder::default().build("nothing").unwrap();
+        let reader = segment.reader().unwrap();
+        let now = Snapshot::of(&reader);
+        let view = view(&reader, &now, &now);
+        assert!(view.rx_pps.is_sign_positive() && view.tx_pps.is_sign_positive());
+        assert_eq!(crate::format::pps(view.tx_pps), "0 pps");
+    }
+
+    #[test]
+    fn any_numbers_can_be_shown() {
+        let mut builder = SegmentBuilder::default();
+        let counters = |names: &[&'static str]| names.iter().map(|n| Field::counter(n)).collect::<Vec<_>>();
+        let mut blocks = Vec::new();
+        for worker in ["w0", "w1"] {
+            blocks.push(builder.block(worker, "", &counters(&["turns", "busy_turns", "drop_policy"])));
+            blocks.push(builder.block(worker, "eth0", &counters(&["rx_frames", "tx_frames", "tx_bytes"])));
+            blocks.push(builder.block(worker, "supervisor", &counters(&["state", "pid", "restarts"])));
+        }
+        blocks.push(builder.block("", "eth0", &counters(&["link", "port_rx_no_frames"])));
+        let mut kicker = counters(&["kicker_kicks", "kicker_errors", "kicker_yields"]);
+        kicker.push(Field::histogram("kicker_delay_ns"));
+        blocks.push(builder.block("", "kicker", &kicker));
+        let segment = builder.build("nasty").unwrap();
+        let reader = segment.reader().unwrap();
+        let before = Snapshot::of(&reader);
+        for id in blocks {
+            let block = segment.block(id).unwrap();
+            (0..67).for_each(|at| block.set(at, u64::MAX));
+        }
+        let view = view(&reader, &before, &Snapshot::of(&reader));
+        assert_eq!(view.drops()["policy"], u64::MAX.wrapping_mul(2));
+        assert_eq!(view.kicker.as_ref().unwrap().delay_p50_ns, Some(u64::MAX >> 33));
+        let mut text = Vec::new();
+        crate::top::text::write(&mut text, &view).unwrap();
+        assert!(String::from_utf8(text).unwrap().contains("w1"));
+    }
 
     #[test]
     fn a_segment_becomes_a_tree_with_rates() {

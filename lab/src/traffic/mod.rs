@@ -138,7 +138,7 @@ impl std::fmt::Debug for FlowReport {
 }
 
 impl FlowReport {
-    /// Something came through, nothing was lost or damaged, and no socket failed.
+    /// Something came through, nothing was lost or corrupt, and no socket failed.
     #[must_use]
     pub const fn is_clean(&self) -> bool {
         self.counts.verified > 0
