@@ -177,7 +177,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, DemoError> {
     };
     let instead = |why: &str| {
         crate::say(&format!(
-            "{why}: so this runs the same bridge over in-memory ports, with traffic of our own"
+            "{why}; so this runs the same bridge over in-memory ports, with traffic of our own"
         ));
         memory::build()
     };
