@@ -1,4 +1,4 @@
-//! `afxdp`: forwarding between two veth pairs through AF_XDP sockets, inline kicks, one core for the
+//! `afxdp`: forwarding between two veth pairs through AF_XDP sockets, inline kicks, one CPU for the
 //! forwarder and one for the generator, counted at an XDP drop behind it.
 //!
 //! Ours is the worker's loop ([`Turns`]) with the cross-connect; the peer is testpmd with two

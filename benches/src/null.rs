@@ -1,4 +1,4 @@
-//! `null`: MAC swap between two null ports, 64-byte packets, bursts as each side likes them, one core.
+//! `null`: MAC swap between two null ports, 64-byte packets, batches as each side likes them, one CPU.
 //!
 //! What is compared is everything that a worker does itself for a packet: take a frame, look at its
 //! bytes and change them, send it, take it back. Ours is the worker's own loop ([`Turns`]) with its
