@@ -4,7 +4,7 @@ use isoplane::WorkerState;
 use isoplane::drivers::LinkState;
 use isoplane::memory::stats::{Kind, Row, SegmentReader};
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Everything a segment says at one time.
@@ -156,20 +156,31 @@ struct Block<'a> {
     worker: &'a str,
     port: &'a str,
     rows: Vec<(&'a Row, u64)>,
+    /// Place of each name in `rows`: a writer may have made very many.
+    places: HashMap<&'a str, usize>,
     interval: f64,
 }
 
-impl Block<'_> {
+impl<'a> Block<'a> {
+    fn push(&mut self, row: &'a Row, moved: u64) {
+        self.places.insert(&row.name, self.rows.len());
+        self.rows.push((row, moved));
+    }
+
+    fn find(&self, name: &str) -> Option<(&'a Row, u64)> {
+        self.places.get(name).and_then(|at| self.rows.get(*at)).copied()
+    }
+
     fn has(&self, name: &str) -> bool {
-        self.rows.iter().any(|(row, _)| row.name == name)
+        self.places.contains_key(name)
     }
 
     fn value(&self, name: &str) -> u64 {
-        self.rows.iter().find(|(row, _)| row.name == name).map_or(0, |(row, _)| first(row))
+        self.find(name).map_or(0, |(row, _)| first(row))
     }
 
     fn moved(&self, name: &str) -> u64 {
-        self.rows.iter().find(|(row, _)| row.name == name).map_or(0, |(_, moved)| *moved)
+        self.find(name).map_or(0, |(_, moved)| moved)
     }
 
     fn rate(&self, name: &str) -> f64 {
@@ -205,13 +216,13 @@ pub(crate) fn view(reader: &SegmentReader, before: &Snapshot, now: &Snapshot) ->
         // Rows come block by block; two queues of one port have blocks with the same labels.
         match blocks.last_mut().filter(|b| b.worker == row.worker && b.port == row.port && !b.has(&row.name))
         {
-            Some(block) => block.rows.push((row, moved)),
-            None => blocks.push(Block {
-                worker: &row.worker,
-                port: &row.port,
-                rows: vec![(row, moved)],
-                interval,
-            }),
+            Some(block) => block.push(row, moved),
+            None => {
+                let (rows, places) = (Vec::new(), HashMap::new());
+                let mut block = Block { worker: &row.worker, port: &row.port, rows, places, interval };
+                block.push(row, moved);
+                blocks.push(block);
+            }
         }
     }
     let launched = UNIX_EPOCH + Duration::from_nanos(reader.created_unix_ns());
@@ -241,8 +252,7 @@ pub(crate) fn view(reader: &SegmentReader, before: &Snapshot, now: &Snapshot) ->
 impl View {
     fn program_block(&mut self, block: &Block<'_>) {
         if block.has("kicker_kicks") {
-            let delay = block.rows.iter().find(|(row, _)| row.name == "kicker_delay_ns");
-            let delay = delay.map_or(&[][..], |(row, _)| &row.values);
+            let delay = block.find("kicker_delay_ns").map_or(&[][..], |(row, _)| &row.values);
             // Without anything to kick there is no kicker, and its block stays zero.
             let turned = block.value("kicker_kicks") > 0 || block.value("kicker_yields") > 0;
             self.kicker = turned.then(|| Kicker {
