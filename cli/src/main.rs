@@ -15,7 +15,7 @@ use clap::{Parser, Subcommand};
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
-/// A userspace dataplane built on task isolation.
+/// A userspace dataplane made for task isolation.
 #[derive(Debug, Parser)]
 #[command(name = "isoplane", version, arg_required_else_help = true)]
 struct Cli {
