@@ -491,13 +491,12 @@ impl Builder {
         let mut pools: Vec<(&Arc<Pool>, u32)> = Vec::new();
         for (worker, _) in &self.workers {
             let pool = self.ports[worker.queues[0].0.0].pool();
-            let left = match pools.iter_mut().find(|(p, _)| p.same_as(pool)) {
-                Some((_, left)) => left,
-                None => {
-                    pools.push((pool, pool.in_depot()));
-                    &mut pools.last_mut().expect("just pushed").1
-                }
-            };
+            let known = pools.iter().position(|(p, _)| p.same_as(pool));
+            let at = known.unwrap_or_else(|| {
+                pools.push((pool, pool.in_depot()));
+                pools.len() - 1
+            });
+            let left = &mut pools[at].1;
             if worker.frames > *left {
                 return Err(LaunchError::Pool(PoolError::Exhausted {
                     name: pool.name().to_owned(),

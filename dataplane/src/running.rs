@@ -26,7 +26,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 const START_PATIENCE: Duration = Duration::from_secs(10);
-const STOP_PATIENCE: Duration = Duration::from_millis(800);
+const STOP_PATIENCE: Duration = Duration::from_millis(700);
 
 pub(crate) struct Parts {
     pub(crate) name: String,
@@ -332,7 +332,7 @@ impl Running {
     }
 
     /// Stops: workers forward what has arrived, wait for what they sent, and end. A process that has not
-    /// ended within 0.8 s is killed; a thread ([`Placement::Thread`]) cannot be, so this waits for its
+    /// ended within 0.7 s is killed; a thread ([`Placement::Thread`]) cannot be, so this waits for its
     /// app's turn to end. Then the queues are closed and the frames counted.
     pub fn stop(mut self) -> StopReport {
         self.stop_now()

