@@ -1,0 +1,199 @@
+//! Why the kernel was entered: causes, breaches, interruptions.
+//!
+//! Contract: a [`Cause`] has a fixed number and name, the same in logs, statistics, JSON and every
+//! backend. Numbers are only ever added. A *breach* was enforced, an *interruption* was observed; lost
+//! time that has no cause to be seen is a gap and is none of these.
+
+use std::fmt;
+
+macro_rules! causes {
+    ($($(#[doc = $doc:literal])+ $name:ident = $text:literal,)+) => {
+        /// Why the kernel was entered.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u8)]
+        #[non_exhaustive]
+        pub enum Cause { $($(#[doc = $doc])+ $name,)+ }
+
+        impl Cause {
+            /// All causes, in the order of their numbers.
+            pub const ALL: [Self; [$($text),+].len()] = [$(Self::$name),+];
+
+            /// Its name in statistics and JSON.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$name => $text,)+ }
+            }
+        }
+    };
+}
+
+causes! {
+    /// A system call.
+    Syscall = "syscall",
+    /// A page fault.
+    PageFault = "page_fault",
+    /// Another exception: divide error, breakpoint, alignment check, ...
+    Exception = "exception",
+    /// An interrupt of a device.
+    DeviceInterrupt = "device_interrupt",
+    /// The local timer.
+    TimerTick = "timer_tick",
+    /// A reschedule IPI: a wake-up, a signal, a kick of the tick.
+    Reschedule = "reschedule",
+    /// A function-call IPI other than a TLB shootdown.
+    FunctionCall = "function_call",
+    /// A function-call IPI that flushes the TLB: a sibling thread changed the memory map.
+    TlbShootdown = "tlb_shootdown",
+    /// IRQ work that the kernel raised for itself.
+    IrqWork = "irq_work",
+    /// A non-maskable interrupt. No backend can enforce this one.
+    Nmi = "nmi",
+    /// A machine check, or the timer that polls for them.
+    MachineCheck = "machine_check",
+    /// A thermal event.
+    Thermal = "thermal",
+    /// A soft interrupt that ran on the CPU.
+    Softirq = "softirq",
+    /// A signal was delivered to the thread.
+    Signal = "signal",
+    /// Another thread got the CPU although this one wanted to run.
+    Preemption = "preemption",
+    /// The thread ran on another CPU.
+    Migration = "migration",
+    /// The set of CPUs that the thread may run on was changed.
+    AffinityChange = "affinity_change",
+    /// The CPU, or another one, was taken offline or brought online.
+    Hotplug = "hotplug",
+    /// The thread was stopped (SIGSTOP, a job-control signal, the freezer) or blocked unasked.
+    Stop = "stop",
+    /// A debugger or tracer attached to the thread.
+    Ptrace = "ptrace",
+    /// The hypervisor's callback, or one of its interrupts.
+    Hypervisor = "hypervisor",
+    /// Quiescing did not come to an end in its bounded number of tries.
+    Quiesce = "quiesce",
+    /// An entry that fits no other cause.
+    Unknown = "unknown",
+}
+
+impl Cause {
+    /// How many there are.
+    pub const COUNT: usize = Self::ALL.len();
+
+    /// The cause of a number, if there is one.
+    #[must_use]
+    pub fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(number)).copied()
+    }
+
+    /// Its number.
+    #[must_use]
+    pub const fn number(self) -> u8 {
+        self as u8
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What is known about a breach besides its cause.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Detail {
+    /// A system call.
+    Syscall {
+        /// Its number.
+        number: u64,
+        /// Address of the instruction after the call (what `si_call_addr` holds).
+        call_address: u64,
+        /// The kernel's `AUDIT_ARCH_*` of the entry: a 64-bit program may use the 32-bit one.
+        arch: u32,
+    },
+    /// A page fault.
+    Fault {
+        /// The address that was touched.
+        address: u64,
+        /// The instruction that touched it.
+        instruction: u64,
+    },
+    /// Nothing but where it happened: the instruction that was interrupted.
+    At {
+        /// Its address.
+        instruction: u64,
+    },
+}
+
+/// A kernel entry that the mode forbids and the backend enforces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Breach {
+    /// Why.
+    pub cause: Cause,
+    /// What exactly.
+    pub detail: Detail,
+    /// The CPU that the thread was on then.
+    pub cpu: u32,
+    /// The time-stamp counter then.
+    pub tsc: u64,
+    /// It happened during a visit to the slow path, of something that the visit does not allow.
+    pub in_slow_path: bool,
+}
+
+impl fmt::Display for Breach {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.detail {
+            Detail::Syscall { number, call_address, .. } => {
+                write!(f, "system call {number} at {call_address:#x}")?;
+            }
+            Detail::Fault { address, instruction } => {
+                write!(f, "page fault on {address:#x} at {instruction:#x}")?;
+            }
+            Detail::At { instruction } => write!(f, "{} at {instruction:#x}", self.cause)?,
+        }
+        write!(f, " on CPU {}", self.cpu)?;
+        if self.in_slow_path { f.write_str(", in the slow path") } else { Ok(()) }
+    }
+}
+
+/// Kernel entries that were observed, by cause.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Interruptions([u64; Cause::COUNT]);
+
+impl Default for Interruptions {
+    fn default() -> Self {
+        Self([0; Cause::COUNT])
+    }
+}
+
+impl Interruptions {
+    /// How many of this cause.
+    #[must_use]
+    pub const fn of(&self, cause: Cause) -> u64 {
+        self.0[cause as usize]
+    }
+
+    /// Counts `n` more of a cause.
+    pub const fn add(&mut self, cause: Cause, n: u64) {
+        self.0[cause as usize] = self.0[cause as usize].wrapping_add(n);
+    }
+
+    /// All of them.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.0.iter().fold(0, |sum, n| sum.wrapping_add(*n))
+    }
+
+    /// Every cause with its count, also those that did not happen.
+    pub fn iter(&self) -> impl Iterator<Item = (Cause, u64)> + '_ {
+        Cause::ALL.into_iter().zip(self.0)
+    }
+}
+
+impl From<[u64; Cause::COUNT]> for Interruptions {
+    fn from(counts: [u64; Cause::COUNT]) -> Self {
+        Self(counts)
+    }
+}

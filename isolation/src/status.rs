@@ -1,0 +1,343 @@
+//! The status block: what an isolated thread and its observer say about it, in shared memory.
+//!
+//! Contract: the isolated thread writes its part with plain stores and the observer (the housekeeping
+//! sampler) writes the interruptions; anybody who maps the block may read it at any time, without a
+//! lock and without disturbing the thread. The log of breaches keeps the last [`LOG`]; counts keep all.
+//! What a reader finds is checked, not trusted: a torn or foreign value is skipped.
+#![allow(unsafe_code, reason = "atomics in shared memory; see each block")]
+
+use crate::cause::{Breach, Cause, Detail, Interruptions};
+use isoplane_memory::{Region, RegionConfig, RegionError};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+
+/// Breaches that the log keeps.
+pub const LOG: usize = 32;
+/// Buckets of the histogram of slow-path visits: bucket `n` counts visits of 2^n to 2^(n+1)-1 ticks.
+pub const BUCKETS: usize = 40;
+
+/// What an isolated thread is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+#[non_exhaustive]
+pub enum State {
+    /// Not isolated: not armed yet, disarmed, or switched off by `ONESHOT`.
+    Off = 0,
+    /// Isolated.
+    Armed = 1,
+    /// Visiting the kernel by permission.
+    SlowPath = 2,
+    /// Isolation was broken; the program has not seen it yet, or chose to stop.
+    Broken = 3,
+}
+
+impl State {
+    pub(crate) const fn from_u32(value: u32) -> Self {
+        match value {
+            1 => Self::Armed,
+            2 => Self::SlowPath,
+            3 => Self::Broken,
+            _ => Self::Off,
+        }
+    }
+}
+
+/// One entry of the log; `seq` is odd while it is written.
+#[repr(C)]
+struct Entry {
+    seq: AtomicU64,
+    /// Cause in bits 0-7, slow path in bit 8, kind of detail in bits 16-23, CPU in bits 32-63.
+    what: AtomicU64,
+    a: AtomicU64,
+    b: AtomicU64,
+    arch: AtomicU64,
+    tsc: AtomicU64,
+}
+
+/// The words of a block. All zero is a valid block: never armed.
+#[repr(C, align(128))]
+pub(crate) struct Words {
+    // Written by the isolated thread.
+    pub(crate) state: AtomicU32,
+    pub(crate) backend: AtomicU32,
+    pub(crate) cpu: AtomicU32,
+    pub(crate) pid: AtomicU32,
+    pub(crate) tid: AtomicU32,
+    _reserved: AtomicU32,
+    /// Times armed.
+    pub(crate) armed: AtomicU64,
+    pub(crate) visits: AtomicU64,
+    pub(crate) refused: AtomicU64,
+    pub(crate) visit_ticks: AtomicU64,
+    pub(crate) longest_visit: AtomicU64,
+    pub(crate) quiesce_failed: AtomicU64,
+    /// Served from the arena, bytes of it in use, and requests that did not fit.
+    pub(crate) allocations: AtomicU64,
+    pub(crate) arena_in_use: AtomicU64,
+    pub(crate) arena_exhausted: AtomicU64,
+    /// Diagnostic records written and lost.
+    pub(crate) records: AtomicU64,
+    pub(crate) records_lost: AtomicU64,
+    pub(crate) visit_histogram: [AtomicU64; BUCKETS],
+    pub(crate) allowed: [AtomicU64; Cause::COUNT],
+    pub(crate) breaches: [AtomicU64; Cause::COUNT],
+    logged: AtomicU64,
+    log: [Entry; LOG],
+    _apart: [u8; 128],
+    // Written by the observer.
+    interruptions: [AtomicU64; Cause::COUNT],
+    pub(crate) samples: AtomicU64,
+}
+
+/// Counts one more; one writer, so no locked instruction is needed.
+#[inline(always)]
+pub(crate) fn bump(word: &AtomicU64, n: u64) {
+    word.store(word.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+}
+
+impl Words {
+    /// Appends a breach and counts it. Async-signal-safe: stores only.
+    pub(crate) fn record(&self, breach: &Breach) {
+        bump(&self.breaches[breach.cause as usize], 1);
+        let at = self.logged.load(Ordering::Relaxed);
+        let entry = &self.log[(at % LOG as u64) as usize];
+        let (kind, a, b, arch) = match breach.detail {
+            Detail::Syscall { number, call_address, arch } => (1u64, number, call_address, u64::from(arch)),
+            Detail::Fault { address, instruction } => (2, address, instruction, 0),
+            Detail::At { instruction } => (3, instruction, 0, 0),
+        };
+        let what = u64::from(breach.cause.number())
+            | u64::from(breach.in_slow_path) << 8
+            | kind << 16
+            | u64::from(breach.cpu) << 32;
+        entry.seq.store(2 * at + 1, Ordering::Relaxed);
+        fence(Ordering::Release);
+        entry.what.store(what, Ordering::Relaxed);
+        entry.a.store(a, Ordering::Relaxed);
+        entry.b.store(b, Ordering::Relaxed);
+        entry.arch.store(arch, Ordering::Relaxed);
+        entry.tsc.store(breach.tsc, Ordering::Relaxed);
+        entry.seq.store(2 * at + 2, Ordering::Release);
+        self.logged.store(at + 1, Ordering::Release);
+    }
+
+    /// The breach with this number, while the log still has it whole.
+    fn logged(&self, number: u64) -> Option<Breach> {
+        let entry = &self.log[(number % LOG as u64) as usize];
+        if entry.seq.load(Ordering::Acquire) != 2 * number + 2 {
+            return None;
+        }
+        let what = entry.what.load(Ordering::Relaxed);
+        let (a, b) = (entry.a.load(Ordering::Relaxed), entry.b.load(Ordering::Relaxed));
+        let (arch, tsc) = (entry.arch.load(Ordering::Relaxed), entry.tsc.load(Ordering::Relaxed));
+        fence(Ordering::Acquire);
+        if entry.seq.load(Ordering::Relaxed) != 2 * number + 2 {
+            return None;
+        }
+        let detail = match (what >> 16) as u8 {
+            1 => Detail::Syscall { number: a, call_address: b, arch: arch as u32 },
+            2 => Detail::Fault { address: a, instruction: b },
+            3 => Detail::At { instruction: a },
+            _ => return None,
+        };
+        Some(Breach {
+            cause: Cause::from_number(what as u8)?,
+            detail,
+            cpu: (what >> 32) as u32,
+            tsc,
+            in_slow_path: what & 1 << 8 != 0,
+        })
+    }
+}
+
+/// A status block in shared memory. Clone it into whoever wants to look.
+#[derive(Debug, Clone)]
+pub struct Status {
+    words: NonNull<Words>,
+    _region: Arc<Region>,
+}
+
+// SAFETY: only atomics are reached, in a region that the value keeps mapped.
+unsafe impl Send for Status {}
+// SAFETY: as above.
+unsafe impl Sync for Status {}
+
+/// What a status block said at one time. Counts are since the block was made: they go on over arming
+/// again and over restarts of the worker.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct Snapshot {
+    /// What the thread is doing.
+    pub state: State,
+    /// Times it was armed.
+    pub armed: u64,
+    /// Visits to the slow path.
+    pub slow_path_visits: u64,
+    /// Visits that the budget refused.
+    pub slow_path_refused: u64,
+    /// Time spent in the slow path, in ticks of the TSC.
+    pub slow_path_ticks: u64,
+    /// Longest visit, in ticks.
+    pub longest_visit_ticks: u64,
+    /// Visits by length: bucket `n` counts those of 2^n to 2^(n+1)-1 ticks.
+    pub visit_histogram: [u64; BUCKETS],
+    /// Times that quiescing did not come to an end in its bounded number of tries.
+    pub quiesce_failed: u64,
+    /// Breaches by cause.
+    pub breaches: Interruptions,
+    /// Kernel entries that the mode allowed, as far as the backend sees them.
+    pub allowed: Interruptions,
+    /// Kernel entries that the observer saw.
+    pub interruptions: Interruptions,
+    /// How often the observer has looked.
+    pub samples: u64,
+    /// Allocations served from the arena.
+    pub allocations: u64,
+    /// Bytes of the arena in use.
+    pub arena_in_use: u64,
+    /// Allocations that did not fit the arena, and failed.
+    pub arena_exhausted: u64,
+    /// Diagnostic records written.
+    pub records: u64,
+    /// Diagnostic records lost because their ring was full.
+    pub records_lost: u64,
+}
+
+fn read<const N: usize>(words: &[AtomicU64; N]) -> [u64; N] {
+    std::array::from_fn(|at| words[at].load(Ordering::Relaxed))
+}
+
+impl Status {
+    /// Bytes of a block.
+    pub const BYTES: usize = size_of::<Words>();
+
+    /// A block in a region of its own.
+    ///
+    /// # Errors
+    /// See [`RegionError`].
+    pub fn create(name: &str) -> Result<Self, RegionError> {
+        let config = RegionConfig::new(&format!("isoplane.status.{name}"), Self::BYTES);
+        let region = Region::create(&config)?;
+        let words = region
+            .slice::<[u64; Self::BYTES / 8]>(0, 1)
+            .ok_or_else(|| RegionError::Size { name: name.to_owned(), bytes: Self::BYTES })?
+            .cast();
+        Ok(Self { words, _region: region })
+    }
+
+    pub(crate) fn words(&self) -> &Words {
+        // SAFETY: the region holds one block at its start, page-aligned and zeroed, and is mapped while
+        // this value lives; only shared references to atomics are ever made.
+        unsafe { self.words.as_ref() }
+    }
+
+    /// Reads the block.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        let w = self.words();
+        let get = |word: &AtomicU64| word.load(Ordering::Relaxed);
+        Snapshot {
+            state: self.state(),
+            armed: get(&w.armed),
+            slow_path_visits: get(&w.visits),
+            slow_path_refused: get(&w.refused),
+            slow_path_ticks: get(&w.visit_ticks),
+            longest_visit_ticks: get(&w.longest_visit),
+            visit_histogram: read(&w.visit_histogram),
+            quiesce_failed: get(&w.quiesce_failed),
+            breaches: read(&w.breaches).into(),
+            allowed: read(&w.allowed).into(),
+            interruptions: read(&w.interruptions).into(),
+            samples: get(&w.samples),
+            allocations: get(&w.allocations),
+            arena_in_use: get(&w.arena_in_use),
+            arena_exhausted: get(&w.arena_exhausted),
+            records: get(&w.records),
+            records_lost: get(&w.records_lost),
+        }
+    }
+
+    /// What the thread is doing.
+    #[must_use]
+    pub fn state(&self) -> State {
+        State::from_u32(self.words().state.load(Ordering::Acquire))
+    }
+
+    /// Process and thread that armed last; zeroes before the first time.
+    #[must_use]
+    pub fn thread(&self) -> (u32, u32) {
+        let w = self.words();
+        (w.pid.load(Ordering::Acquire), w.tid.load(Ordering::Acquire))
+    }
+
+    /// The CPU that it was armed on last.
+    #[must_use]
+    pub fn cpu(&self) -> u32 {
+        self.words().cpu.load(Ordering::Acquire)
+    }
+
+    /// Breaches recorded so far: the number that the next one will have.
+    #[must_use]
+    pub fn breach_count(&self) -> u64 {
+        self.words().logged.load(Ordering::Acquire)
+    }
+
+    /// The breaches from number `since` on that the log still has, each with its number.
+    #[must_use]
+    pub fn breaches(&self, since: u64) -> Vec<(u64, Breach)> {
+        let end = self.breach_count();
+        let start = since.max(end.saturating_sub(LOG as u64));
+        (start..end).filter_map(|n| self.words().logged(n).map(|breach| (n, breach))).collect()
+    }
+
+    /// Adds interruptions that an observer saw. There is one observer.
+    pub fn add_interruptions(&self, seen: &Interruptions) {
+        for (cause, n) in seen.iter().filter(|(_, n)| *n != 0) {
+            bump(&self.words().interruptions[cause as usize], n);
+        }
+        bump(&self.words().samples, 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_keeps_the_last_and_the_counts_keep_all() {
+        let status = Status::create("test").unwrap();
+        let breach = |n: u64| Breach {
+            cause: Cause::PageFault,
+            detail: Detail::Fault { address: n, instruction: n + 1 },
+            cpu: 7,
+            tsc: n,
+            in_slow_path: n % 2 == 1,
+        };
+        for n in 0..100 {
+            status.words().record(&breach(n));
+        }
+        assert_eq!(status.snapshot().breaches.of(Cause::PageFault), 100);
+        let log = status.breaches(0);
+        assert_eq!(log.len(), LOG);
+        assert_eq!(log.first().unwrap(), &(68, breach(68)));
+        assert_eq!(status.breaches(99), [(99, breach(99))]);
+        assert!(status.breaches(100).is_empty());
+    }
+
+    #[test]
+    fn each_detail_survives_the_log() {
+        let status = Status::create("test").unwrap();
+        let details = [
+            Detail::Syscall { number: 39, call_address: 0x1000, arch: 0xc000_003e },
+            Detail::Fault { address: u64::MAX, instruction: 1 },
+            Detail::At { instruction: 2 },
+        ];
+        for detail in details {
+            let breach = Breach { cause: Cause::Unknown, detail, cpu: 3, tsc: 4, in_slow_path: false };
+            let number = status.breach_count();
+            status.words().record(&breach);
+            assert_eq!(status.breaches(number), [(number, breach)]);
+        }
+    }
+}
