@@ -8,9 +8,11 @@
 //! | [`mode`] | what an isolated thread may do, and what happens when it does something else |
 //! | [`cause`] | why the kernel was entered: causes, breaches, interruptions |
 //! | [`status`] | what an isolated thread and its observer say about it, in shared memory |
+//! | [`gaps`] | time that a spinning thread lost without seeing why |
 #![deny(missing_docs, unsafe_code)]
 
 pub mod cause;
+pub mod gaps;
 pub mod mode;
 pub mod status;
 
