@@ -159,7 +159,7 @@ impl fmt::Display for Breach {
 }
 
 /// Kernel entries that were observed, by cause.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Interruptions([u64; Cause::COUNT]);
 
 impl Default for Interruptions {
@@ -195,5 +195,11 @@ impl Interruptions {
 impl From<[u64; Cause::COUNT]> for Interruptions {
     fn from(counts: [u64; Cause::COUNT]) -> Self {
         Self(counts)
+    }
+}
+
+impl fmt::Debug for Interruptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.iter().filter(|(_, n)| *n != 0).map(|(cause, n)| (cause.name(), n))).finish()
     }
 }

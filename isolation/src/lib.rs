@@ -6,16 +6,33 @@
 //! | module | what it gives |
 //! |---|---|
 //! | [`mode`] | what an isolated thread may do, and what happens when it does something else |
+//! | [`isolation`], [`strict`] | asking for isolation, being isolated, the slow path |
+//! | [`backend`] | how it is enforced here |
+//! | [`error`] | what stands in the way, what is weaker than asked |
+//! | [`budget`] | how often an isolated thread may visit the kernel |
 //! | [`cause`] | why the kernel was entered: causes, breaches, interruptions |
 //! | [`status`] | what an isolated thread and its observer say about it, in shared memory |
 //! | [`gaps`] | time that a spinning thread lost without seeing why |
 #![deny(missing_docs, unsafe_code)]
 
+pub mod backend;
+pub mod budget;
 pub mod cause;
 pub mod gaps;
+pub mod error;
+pub mod isolation;
 pub mod mode;
+mod quiesce;
 pub mod status;
+pub mod strict;
+mod thread;
 
+pub use backend::Backend;
+pub use budget::Budget;
 pub use cause::{Breach, Cause, Detail, Interruptions};
+pub use error::{Refused, StrictError, Unmet, Weakness};
+pub use isolation::{Cpu, Isolation, Prepared};
 pub use mode::{Mode, OnBreach, Quiesce};
 pub use status::{Snapshot, State, Status};
+pub use strict::Strict;
+pub use thread::{SlowPathError, release, visit};

@@ -1,0 +1,302 @@
+//! The two signal handlers of the `dispatch` backend: SIGSYS for a trapped system call, SIGTRAP for a
+//! page fault.
+//!
+//! Contract: async-signal-safe. They run on the thread's own signal stack with every signal blocked,
+//! touch only the thread's page, its status block and the interrupted context, allocate nothing and
+//! lock nothing. A trapped system call is rewound, not emulated, wherever it can be: the interrupted
+//! code executes it again with the gate open, so it runs exactly once, with its own stack and registers.
+//! Signals that are not ours go to whoever had the signal before.
+#![allow(unsafe_code, reason = "signal handlers and machine contexts; see each block")]
+
+use super::sys::{self, KernelAction, PerfTrapInfo, SYS_USER_DISPATCH, SigsysInfo, TRAP_PERF};
+use crate::cause::{Breach, Cause, Detail};
+use crate::mode::{Mode, OnBreach};
+use crate::status::{State, bump};
+use crate::thread::Thread;
+use nix::errno::Errno;
+use std::cell::UnsafeCell;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
+/// Length of `syscall` and of `int $0x80`, the two instructions that reach dispatch in 64-bit code.
+const INSTRUCTION: u64 = 2;
+
+/// The action that a signal had before ours, for signals that are not ours. Written under the lock of
+/// `take_signals` while `version` is odd; handlers copy it and look again.
+struct Former {
+    version: AtomicU32,
+    action: UnsafeCell<libc::sigaction>,
+}
+
+// SAFETY: `action` is only read through `get`, which detects and repeats a torn read, and written under
+// a lock.
+unsafe impl Sync for Former {}
+
+impl Former {
+    const fn new() -> Self {
+        // SAFETY: all zero is a valid sigaction: the default action, no flags, an empty mask.
+        Self { version: AtomicU32::new(0), action: UnsafeCell::new(unsafe { std::mem::zeroed() }) }
+    }
+
+    fn set(&self, action: libc::sigaction) {
+        self.version.fetch_add(1, Ordering::AcqRel);
+        // SAFETY: one writer (see above); readers copy volatilely and check the version.
+        unsafe { self.action.get().write_volatile(action) };
+        self.version.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn get(&self) -> libc::sigaction {
+        // Bounded: a writer is interrupted by this very handler at worst, and then the default is right.
+        for _ in 0..1000 {
+            let before = self.version.load(Ordering::Acquire);
+            // SAFETY: inside the value; torn contents are plain integers and are thrown away.
+            let action = unsafe { self.action.get().read_volatile() };
+            std::sync::atomic::fence(Ordering::Acquire);
+            if before.is_multiple_of(2) && self.version.load(Ordering::Relaxed) == before {
+                return action;
+            }
+        }
+        // SAFETY: as in `new`.
+        unsafe { std::mem::zeroed() }
+    }
+}
+
+static FORMER_SYS: Former = Former::new();
+static FORMER_TRAP: Former = Former::new();
+static TAKING: Mutex<()> = Mutex::new(());
+
+type Handler = extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
+
+/// Takes SIGSYS and SIGTRAP for the process, unless they are ours already, and gives the address of the
+/// C library's signal restorer. Whoever had them gets what is not ours; a handler that the program
+/// installs later takes them away, which is seen and put right at the next arming.
+pub(crate) fn take_signals() -> Result<u64, Errno> {
+    let _taking = TAKING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut restorer = 0;
+    for (signal, handler, former) in [
+        (libc::SIGSYS, on_sigsys as Handler, &FORMER_SYS),
+        (libc::SIGTRAP, on_sigtrap as Handler, &FORMER_TRAP),
+    ] {
+        if sys::action_of(signal)?.handler != handler as usize as u64 {
+            // SAFETY: all zero is a valid sigaction, filled in below; the handler has the signature that
+            // SA_SIGINFO asks for.
+            unsafe {
+                let mut action: libc::sigaction = std::mem::zeroed();
+                action.sa_sigaction = handler as usize;
+                action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART;
+                libc::sigfillset(&raw mut action.sa_mask);
+                let mut old: libc::sigaction = std::mem::zeroed();
+                Errno::result(libc::sigaction(signal, std::ptr::null(), &raw mut old))?;
+                former.set(old);
+                Errno::result(libc::sigaction(signal, &raw const action, std::ptr::null_mut()))?;
+            }
+        }
+        let KernelAction { restorer: at, .. } = sys::action_of(signal)?;
+        restorer = at;
+    }
+    // Without a restorer the kernel would have refused the action on x86-64.
+    Ok(restorer)
+}
+
+/// Whether both signals are still ours.
+pub(crate) fn have_signals() -> bool {
+    let ours = |signal, handler: Handler| {
+        sys::action_of(signal).is_ok_and(|action| action.handler == handler as usize as u64)
+    };
+    ours(libc::SIGSYS, on_sigsys) && ours(libc::SIGTRAP, on_sigtrap)
+}
+
+/// Gives a signal to whoever had it before us.
+fn pass_on(former: &Former, signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    let isolated = |t: &&Thread| t.is_alive() && matches!(t.state(), State::Armed | State::SlowPath);
+    if let Some(thread) = Thread::current().filter(isolated) {
+        // SAFETY: every siginfo has its code there; positive ones are the kernel's own.
+        let raised = unsafe { (*info).si_code } > 0;
+        let cause = if raised { Cause::Exception } else { Cause::Signal };
+        if raised && thread.mode().contains(Mode::ALLOW_EXCEPTIONS) {
+            count_allowed(thread, cause);
+            thread.release();
+        } else {
+            let instruction = registers(context)[libc::REG_RIP as usize] as u64;
+            breach(thread, cause, Detail::At { instruction });
+        }
+    }
+    let action = former.get();
+    match action.sa_sigaction {
+        libc::SIG_IGN => {}
+        libc::SIG_DFL => {
+            // What the default does cannot be done from here; put it back and raise the signal again, to
+            // be delivered when this handler returns.
+            // SAFETY: `action` is a whole sigaction; the calls take plain numbers besides.
+            unsafe {
+                libc::sigaction(signal, &raw const action, std::ptr::null_mut());
+                let (pid, tid) = (libc::getpid(), libc::syscall(libc::SYS_gettid));
+                libc::syscall(libc::SYS_tgkill, pid, tid, signal);
+            }
+        }
+        handler if action.sa_flags & libc::SA_SIGINFO != 0 => {
+            // SAFETY: the program installed this address as a handler of three arguments.
+            let handler: Handler = unsafe { std::mem::transmute(handler) };
+            handler(signal, info, context);
+        }
+        handler => {
+            // SAFETY: the program installed this address as a handler of one argument.
+            let handler: extern "C" fn(libc::c_int) = unsafe { std::mem::transmute(handler) };
+            handler(signal);
+        }
+    }
+}
+
+/// The registers of the interrupted code.
+fn registers<'a>(context: *mut libc::c_void) -> &'a mut [i64; 23] {
+    // SAFETY: the kernel passes a ucontext_t to an SA_SIGINFO handler, on this handler's stack, and
+    // nobody else has a reference to it.
+    unsafe { &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs }
+}
+
+fn cpu() -> u32 {
+    let mut aux = 0;
+    // SAFETY: rdtscp exists on every x86-64 CPU that Linux runs user dispatch on in practice; Linux
+    // keeps the CPU's number in the low 12 bits of TSC_AUX (arch/x86/include/asm/segment.h).
+    unsafe { std::arch::x86_64::__rdtscp(&raw mut aux) };
+    aux & 0xfff
+}
+
+/// Ends the process, the forbidden call unmade.
+fn die() -> ! {
+    loop {
+        // SAFETY: kill and getpid take plain numbers.
+        unsafe {
+            let pid = sys::raw(libc::SYS_getpid as u64, [0; 6]);
+            sys::raw(libc::SYS_kill as u64, [pid, libc::SIGKILL as u64, 0, 0, 0, 0]);
+        }
+    }
+}
+
+fn breach(thread: &Thread, cause: Cause, detail: Detail) {
+    let in_slow_path = thread.state() == State::SlowPath;
+    thread.open();
+    if let Some(words) = thread.words() {
+        let tsc = isoplane_memory::Clock::ticks();
+        words.record(&Breach { cause, detail, cpu: cpu(), tsc, in_slow_path });
+    }
+    thread.set_state(State::Broken);
+    if thread.on_breach() == OnBreach::Abort {
+        die();
+    }
+}
+
+fn count_allowed(thread: &Thread, cause: Cause) {
+    if let Some(words) = thread.words() {
+        bump(&words.allowed[cause as usize], 1);
+    }
+}
+
+/// Calls that need the caller's own stack or context, so they cannot be made from a handler.
+fn needs_its_own_frame(number: libc::c_long) -> bool {
+    matches!(
+        number,
+        libc::SYS_clone
+            | libc::SYS_clone3
+            | libc::SYS_fork
+            | libc::SYS_vfork
+            | libc::SYS_execve
+            | libc::SYS_execveat
+            | libc::SYS_rt_sigprocmask
+            | libc::SYS_rt_sigsuspend
+            | libc::SYS_sigaltstack
+            | libc::SYS_restart_syscall
+            | libc::SYS_arch_prctl
+            | libc::SYS_prctl
+    )
+}
+
+extern "C" fn on_sigsys(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: the kernel's siginfo for SIGSYS has this layout, and `code` is read first, which all have.
+    let said = unsafe { &*info.cast::<SigsysInfo>() };
+    let Some(thread) = Thread::current().filter(|t| t.is_alive() && said.code == SYS_USER_DISPATCH) else {
+        return pass_on(&FORMER_SYS, signal, info, context);
+    };
+    let registers = registers(context);
+    let native = said.arch == AUDIT_ARCH_X86_64;
+    let number = libc::c_long::from(said.syscall);
+    if native && number == libc::SYS_rt_sigreturn {
+        // A handler with a restorer of its own (not the C library's). Its frame is where its stack
+        // pointer is; the exempt restorer returns through it, and the gate stays shut.
+        registers[libc::REG_RIP as usize] = thread.restorer.get() as i64;
+        return;
+    }
+    thread.open();
+    let rewind = |registers: &mut [i64; 23]| {
+        // The kernel has put the number back into rax; the same instruction is next again.
+        registers[libc::REG_RIP as usize] = said.call_address.wrapping_sub(INSTRUCTION) as i64;
+    };
+    if native && matches!(number, libc::SYS_exit | libc::SYS_exit_group) {
+        thread.release();
+        return rewind(registers);
+    }
+    let mode = thread.mode();
+    if !mode.contains(Mode::ALLOW_SYSCALLS) {
+        let (number, call_address, arch) = (said.syscall as u32 as u64, said.call_address, said.arch);
+        breach(thread, Cause::Syscall, Detail::Syscall { number, call_address, arch });
+        return rewind(registers);
+    }
+    count_allowed(thread, Cause::Syscall);
+    if mode.contains(Mode::ONESHOT) {
+        thread.release();
+        return rewind(registers);
+    }
+    if !native || needs_its_own_frame(number) {
+        // The gate stays open until the next turn shuts it, quiesced.
+        thread.set_state(State::SlowPath);
+        return rewind(registers);
+    }
+    let argument = |register: libc::c_int| registers[register as usize] as u64;
+    let arguments = [
+        argument(libc::REG_RDI),
+        argument(libc::REG_RSI),
+        argument(libc::REG_RDX),
+        argument(libc::REG_R10),
+        argument(libc::REG_R8),
+        argument(libc::REG_R9),
+    ];
+    // SAFETY: the program makes this very call with these arguments; the calls that must not be made
+    // from another frame were sorted out above.
+    let result = unsafe { sys::raw(number as u64, arguments) };
+    registers[libc::REG_RAX as usize] = result as i64;
+    if thread.state() == State::Armed {
+        thread.quiesce();
+        thread.shut();
+    }
+}
+
+extern "C" fn on_sigtrap(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: the kernel's siginfo for a perf SIGTRAP has this layout, and `code` is read first.
+    let said = unsafe { &*info.cast::<PerfTrapInfo>() };
+    let ours = |thread: &&Thread| said.code == TRAP_PERF && said.data == perf_data(thread);
+    let Some(thread) = Thread::current().filter(ours) else {
+        return pass_on(&FORMER_TRAP, signal, info, context);
+    };
+    if !thread.is_alive() || !matches!(thread.state(), State::Armed | State::SlowPath) {
+        return;
+    }
+    let mode = thread.mode();
+    if !mode.contains(Mode::ALLOW_PAGE_FAULTS) {
+        let instruction = registers(context)[libc::REG_RIP as usize] as u64;
+        return breach(thread, Cause::PageFault, Detail::Fault { address: said.address, instruction });
+    }
+    count_allowed(thread, Cause::PageFault);
+    if mode.contains(Mode::ONESHOT) {
+        thread.release();
+    } else if thread.state() == State::Armed {
+        thread.open();
+        thread.quiesce();
+        thread.shut();
+    }
+}
+
+/// What the fault event of this thread carries.
+pub(crate) fn perf_data(thread: &Thread) -> u64 {
+    std::ptr::from_ref(thread) as u64
+}

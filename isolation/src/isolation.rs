@@ -1,0 +1,314 @@
+//! From asking for isolation to a thread that is ready for it.
+//!
+//! Contract: [`Isolation::prepare`] does to the calling thread what must be done before it can be
+//! isolated, in an order in which each step can still do its work, and lists everything that is missing;
+//! [`Prepared::arm`] isolates it. Both belong to that thread. Dropping a [`Prepared`] gives the thread
+//! back its signal mask, signal stack, CPUs and scheduling.
+
+use crate::backend::{Backend, Engine};
+use crate::budget::{Budget, Purse};
+use crate::error::{Refused, Unmet, Weakness};
+use crate::mode::{Mode, OnBreach, Quiesce};
+use crate::status::{Status, bump};
+use crate::strict::Strict;
+use crate::thread::{Page, Setup, Thread};
+use isoplane_memory::Clock;
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
+use nix::unistd::Pid;
+use std::marker::PhantomData;
+use std::sync::atomic::Ordering;
+
+/// A CPU's number, as the kernel counts them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Cpu(pub usize);
+
+/// What isolation is asked for. Start with [`Isolation::on`].
+#[derive(Debug, Clone)]
+pub struct Isolation {
+    cpu: Cpu,
+    mode: Mode,
+    on_breach: OnBreach,
+    backend: Backend,
+    quiesce: Quiesce,
+    budget: Budget,
+    insist: bool,
+    status: Option<Status>,
+}
+
+impl Isolation {
+    /// Strict isolation on this CPU, by the best backend there is.
+    #[must_use]
+    pub fn on(cpu: Cpu) -> Self {
+        Self {
+            cpu,
+            mode: Mode::STRICT,
+            on_breach: OnBreach::Report,
+            backend: Backend::Auto,
+            quiesce: Quiesce::default(),
+            budget: Budget::UNLIMITED,
+            insist: false,
+            status: None,
+        }
+    }
+
+    /// What the thread may do without a breach.
+    #[must_use]
+    pub const fn mode(mut self, mode: Mode) -> Self {
+        self.mode = mode;
+        self
+    }
+
+    /// What is done about a breach.
+    #[must_use]
+    pub const fn on_breach(mut self, on_breach: OnBreach) -> Self {
+        self.on_breach = on_breach;
+        self
+    }
+
+    /// How it is enforced: this backend or none.
+    #[must_use]
+    pub const fn backend(mut self, backend: Backend) -> Self {
+        self.backend = backend;
+        self
+    }
+
+    /// What is finished on the CPU before user code goes on.
+    #[must_use]
+    pub const fn quiesce(mut self, quiesce: Quiesce) -> Self {
+        self.quiesce = quiesce;
+        self
+    }
+
+    /// How often the slow path may be taken.
+    #[must_use]
+    pub const fn budget(mut self, budget: Budget) -> Self {
+        self.budget = budget;
+        self
+    }
+
+    /// Refuse where something would be weaker than full isolation, instead of saying so and going on.
+    #[must_use]
+    pub const fn insist(mut self, insist: bool) -> Self {
+        self.insist = insist;
+        self
+    }
+
+    /// Where counts and breaches go, for a block that somebody else (a supervisor, an observer) maps
+    /// too. Without this the thread gets a block of its own: see [`Prepared::status`].
+    #[must_use]
+    pub fn status(mut self, status: Status) -> Self {
+        self.status = Some(status);
+        self
+    }
+
+    /// Prepares the calling thread: pins it, locks and pre-faults memory, takes the signals and events of
+    /// the backend.
+    ///
+    /// # Errors
+    /// [`Refused`], with everything that is in the way; the thread is as it was then.
+    pub fn prepare(self) -> Result<Prepared, Refused> {
+        let cpu = self.cpu;
+        let refused = |unmet| Refused { cpu: cpu.0, unmet };
+        if Thread::current().is_some_and(Thread::is_alive) {
+            // Nothing more may be tried: the thread may be isolated at this moment.
+            return Err(refused(vec![Unmet::AlreadyPrepared]));
+        }
+        let mut unmet = Vec::new();
+        let backend = self.backend.resolve().map_err(|reason| unmet.push(reason)).ok();
+        let status = match self.status.map_or_else(|| Status::create("alone"), Ok) {
+            Ok(status) => Some(status),
+            Err(error) => {
+                unmet.push(Unmet::Status(error));
+                None
+            }
+        };
+        let (Some(backend), Some(status), true) = (backend, status, unmet.is_empty()) else {
+            return Err(refused(unmet));
+        };
+        let former = Former::take(cpu).map_err(|error| refused(vec![error]))?;
+        let mut weaknesses = Vec::new();
+        let hertz = Clock::tsc().map_or(1_000_000_000, |clock| clock.hertz());
+        let setup = Setup {
+            mode: self.mode,
+            on_breach: self.on_breach,
+            quiesce: self.quiesce,
+            real_time: false,
+            gated: backend == Backend::Dispatch,
+            purse: Purse::new(self.budget, hertz, Clock::ticks()),
+        };
+        let failed = |call| move |errno| refused(vec![Unmet::Call { call, errno }]);
+        let page = Page::install(&setup, status.clone()).map_err(failed("map the thread's page"))?;
+        let engine =
+            Engine::prepare(backend, &page, &mut weaknesses).map_err(|error| refused(vec![error]))?;
+        status.words().backend.store(backend.number(), Ordering::Release);
+        let prepared = Prepared {
+            engine,
+            page,
+            former,
+            cpu,
+            backend,
+            quiesce: self.quiesce,
+            status,
+            weaknesses,
+            reporter: tracing::dispatcher::get_default(Clone::clone),
+            _thread: PhantomData,
+        };
+        if self.insist && !prepared.weaknesses.is_empty() {
+            let unmet = prepared.weaknesses.iter().cloned().map(Unmet::Weak).collect();
+            return Err(refused(unmet));
+        }
+        prepared.say();
+        Ok(prepared)
+    }
+}
+
+/// What the thread had before it was prepared.
+#[derive(Debug)]
+struct Former {
+    cpus: CpuSet,
+    mask: SigSet,
+}
+
+impl Former {
+    fn take(cpu: Cpu) -> Result<Self, Unmet> {
+        let failed = |call| move |errno| Unmet::Call { call, errno };
+        let cpus = sched_getaffinity(Pid::from_raw(0)).map_err(failed("sched_getaffinity"))?;
+        let mut only = CpuSet::new();
+        only.set(cpu.0).map_err(failed("CPU number"))?;
+        sched_setaffinity(Pid::from_raw(0), &only).map_err(failed("sched_setaffinity"))?;
+        let mut mask = SigSet::empty();
+        pthread_sigmask(SigmaskHow::SIG_SETMASK, None, Some(&mut mask)).map_err(failed("sigprocmask"))?;
+        Ok(Self { cpus, mask })
+    }
+
+    fn restore(&self) {
+        let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&self.mask), None);
+        let _ = sched_setaffinity(Pid::from_raw(0), &self.cpus);
+    }
+}
+
+/// A thread that is ready to be isolated, by [`Prepared::arm`]. Belongs to the thread that made it.
+#[derive(Debug)]
+pub struct Prepared {
+    pub(crate) engine: Engine,
+    pub(crate) page: Page,
+    former: Former,
+    cpu: Cpu,
+    backend: Backend,
+    quiesce: Quiesce,
+    status: Status,
+    weaknesses: Vec<Weakness>,
+    /// Who is told about breaches: the subscriber that the thread had when it was prepared.
+    pub(crate) reporter: tracing::Dispatch,
+    /// Neither `Send` nor `Sync`.
+    _thread: PhantomData<*const ()>,
+}
+
+impl Prepared {
+    /// The backend that was taken.
+    #[must_use]
+    pub const fn backend(&self) -> Backend {
+        self.backend
+    }
+
+    /// What is weaker than full isolation here.
+    #[must_use]
+    pub fn weaknesses(&self) -> &[Weakness] {
+        &self.weaknesses
+    }
+
+    /// Whether page faults are breaches (otherwise an observer counts them).
+    #[must_use]
+    pub fn sees_page_faults(&self) -> bool {
+        self.engine.sees_faults()
+    }
+
+    /// Where counts and breaches are.
+    #[must_use]
+    pub const fn status(&self) -> &Status {
+        &self.status
+    }
+
+    /// The CPU.
+    #[must_use]
+    pub const fn cpu(&self) -> Cpu {
+        self.cpu
+    }
+
+    /// Says once what was taken and what is weaker than asked.
+    fn say(&self) {
+        let weaker: Vec<String> = self.weaknesses.iter().map(ToString::to_string).collect();
+        tracing::info!(cpu = self.cpu.0, backend = %self.backend, "prepared for isolation; weaker than full isolation: {}",
+            if weaker.is_empty() { "nothing".to_owned() } else { weaker.join("; ") });
+    }
+
+    /// Quiesces the CPU and isolates the thread: from the return on, what the mode forbids is a breach.
+    ///
+    /// # Errors
+    /// [`Refused`], with every unmet precondition; the thread is not isolated then.
+    pub fn arm(&mut self) -> Result<Strict<'_>, Refused> {
+        self.isolate()?;
+        Ok(Strict::new(self))
+    }
+
+    /// Checks, quiesces, switches the backend on and shuts the gate.
+    pub(crate) fn isolate(&self) -> Result<(), Refused> {
+        let thread = self.page.thread();
+        let refused = |unmet| Refused { cpu: self.cpu.0, unmet };
+        if !thread.is_here() {
+            return Err(refused(vec![Unmet::WrongThread]));
+        }
+        let mut unmet = Vec::new();
+        let allowed = allowed();
+        if allowed != [self.cpu.0] {
+            unmet.push(Unmet::AllowedCpus { cpu: self.cpu.0, allowed });
+        }
+        if let Err(reason) = self.engine.check(thread) {
+            unmet.push(reason);
+        }
+        if !unmet.is_empty() {
+            return Err(refused(unmet));
+        }
+        if self.quiesce.contains(Quiesce::VMSTAT)
+            && let Err(error) = crate::quiesce::refresh_vmstat()
+        {
+            tracing::warn!(
+                "cannot fold the kernel's per-CPU statistics (/proc/sys/vm/stat_refresh): {error}"
+            );
+        }
+        thread.quiesce();
+        let words = self.status.words();
+        words.cpu.store(self.cpu.0 as u32, Ordering::Relaxed);
+        words.pid.store(std::process::id(), Ordering::Relaxed);
+        words.tid.store(nix::unistd::gettid().as_raw() as u32, Ordering::Relaxed);
+        self.engine.arm(thread).map_err(|reason| refused(vec![reason]))?;
+        bump(&words.armed, 1);
+        thread.isolate();
+        Ok(())
+    }
+
+    /// Gives isolation back.
+    pub(crate) fn give_back(&self) {
+        let thread = self.page.thread();
+        if thread.is_here() {
+            thread.release();
+            self.engine.disarm();
+        }
+    }
+}
+
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        if self.page.thread().is_here() {
+            self.engine.unprepare();
+            self.former.restore();
+        }
+    }
+}
+
+/// CPUs that the calling thread may run on.
+fn allowed() -> Vec<usize> {
+    let Ok(set) = sched_getaffinity(Pid::from_raw(0)) else { return Vec::new() };
+    (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).collect()
+}

@@ -1,0 +1,167 @@
+//! A thread that is isolated, until it is disarmed.
+//!
+//! Contract: [`Strict::turn`] costs two loads and two predictable branches when nothing has happened.
+//! Everything else is cold. A `Strict` belongs to the thread that armed; a forked child or another
+//! thread that gets at it is told so and changes nothing.
+
+use crate::cause::{Breach, Detail};
+use crate::error::{Refused, StrictError};
+use crate::isolation::Prepared;
+use crate::mode::OnBreach;
+use crate::status::State;
+use crate::thread::{SlowPathError, Thread};
+use isoplane_memory::Kernel;
+
+/// An isolated thread's handle on its isolation. Made by [`Prepared::arm`]; dropping it disarms.
+#[derive(Debug)]
+pub struct Strict<'a> {
+    prepared: &'a Prepared,
+    thread: &'a Thread,
+}
+
+impl<'a> Strict<'a> {
+    pub(crate) fn new(prepared: &'a Prepared) -> Self {
+        Self { prepared, thread: prepared.page.thread() }
+    }
+
+    /// Looks whether isolation was broken, once a turn of the program's loop. After a breach under
+    /// [`OnBreach::Report`] this reports it through the slow path and arms again.
+    ///
+    /// # Errors
+    /// [`StrictError::Breach`] under [`OnBreach::Stop`], once; [`StrictError::Rearm`] when arming again was
+    /// refused; in both cases isolation is off. [`StrictError::WrongThread`] as it says.
+    #[inline(always)]
+    pub fn turn(&mut self) -> Result<(), StrictError> {
+        if self.thread.state() == State::Armed && self.thread.is_here() {
+            return Ok(());
+        }
+        self.look()
+    }
+
+    #[cold]
+    fn look(&mut self) -> Result<(), StrictError> {
+        if !self.thread.is_here() {
+            return Err(StrictError::WrongThread);
+        }
+        match self.thread.state() {
+            State::Armed | State::Off => Ok(()),
+            // A system call that the mode allows and that needed its own frame: shut the gate behind it.
+            State::SlowPath => {
+                self.thread.quiesce();
+                self.thread.isolate();
+                Ok(())
+            }
+            State::Broken => self.broken(),
+        }
+    }
+
+    fn broken(&mut self) -> Result<(), StrictError> {
+        let since = self.thread.reported.get();
+        self.thread.reported.set(self.prepared.status().breach_count());
+        let breaches = self.prepared.status().breaches(since);
+        if self.thread.on_breach() == OnBreach::Stop {
+            self.thread.release();
+            return match breaches.last() {
+                Some((_, breach)) => Err(StrictError::Breach(*breach)),
+                None => Ok(()),
+            };
+        }
+        // Never refused: a breach that nobody hears of is worse than a visit too many.
+        let _ = self.thread.visit(false, |kernel| {
+            tracing::dispatcher::with_default(&self.prepared.reporter, || {
+                for (number, breach) in &breaches {
+                    report(*number, breach, kernel);
+                }
+            });
+        });
+        Ok(self.prepared.isolate()?)
+    }
+
+    /// Visits the kernel by permission: system calls are allowed in `visit`, the rest of the mode holds.
+    /// Afterwards the CPU is quiesced and the thread isolated again. Counted and timed.
+    ///
+    /// # Errors
+    /// [`SlowPathError::OverBudget`] (`visit` has not run), [`SlowPathError::WrongThread`].
+    pub fn slow_path<R>(&mut self, visit: impl FnOnce(&Kernel) -> R) -> Result<R, SlowPathError> {
+        if !self.thread.is_here() {
+            return Err(SlowPathError::WrongThread);
+        }
+        self.thread.visit(true, visit)
+    }
+
+    /// Whether the thread is isolated at this moment.
+    #[must_use]
+    pub fn is_armed(&self) -> bool {
+        self.thread.is_here() && self.thread.state() == State::Armed
+    }
+
+    /// Arms again: after [`OnBreach::Stop`], after `ONESHOT` or [`release`](crate::release).
+    ///
+    /// # Errors
+    /// [`Refused`]. Arming what is armed is refused too.
+    pub fn rearm(&mut self) -> Result<(), Refused> {
+        if self.is_armed() {
+            let unmet = vec![crate::error::Unmet::AlreadyPrepared];
+            return Err(Refused { cpu: self.prepared.cpu().0, unmet });
+        }
+        self.prepared.isolate()
+    }
+
+    /// What the thread was prepared with.
+    #[must_use]
+    pub const fn prepared(&self) -> &Prepared {
+        self.prepared
+    }
+
+    /// Gives isolation back. Dropping does the same.
+    pub fn disarm(self) {}
+}
+
+impl Drop for Strict<'_> {
+    fn drop(&mut self) {
+        self.prepared.give_back();
+    }
+}
+
+/// Tells the program about one breach. The token says that this may enter the kernel.
+fn report(number: u64, breach: &Breach, _kernel: &Kernel) {
+    let (cause, cpu, tsc) = (breach.cause.name(), breach.cpu, breach.tsc);
+    match breach.detail {
+        Detail::Syscall { number: syscall, call_address, arch } => tracing::error!(
+            number,
+            cause,
+            cpu,
+            tsc,
+            syscall,
+            name = syscall_name(syscall, arch),
+            call_address = format_args!("{call_address:#x}"),
+            "isolation was broken: {breach}"
+        ),
+        Detail::Fault { address, instruction } => tracing::error!(
+            number,
+            cause,
+            cpu,
+            tsc,
+            address = format_args!("{address:#x}"),
+            instruction = format_args!("{instruction:#x}"),
+            "isolation was broken: {breach}"
+        ),
+        Detail::At { instruction } => tracing::error!(
+            number,
+            cause,
+            cpu,
+            tsc,
+            instruction = format_args!("{instruction:#x}"),
+            "isolation was broken: {breach}"
+        ),
+    }
+}
+
+/// The name of a native system call.
+fn syscall_name(number: u64, arch: u32) -> &'static str {
+    const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
+    if arch != AUDIT_ARCH_X86_64 {
+        return "of the 32-bit interface";
+    }
+    usize::try_from(number).ok().and_then(syscalls::Sysno::new).map_or("unknown", |call| call.name())
+}

@@ -1,0 +1,374 @@
+//! The state of one isolated thread: the gate that its system calls pass or do not pass, and what the
+//! signal handlers need.
+//!
+//! Contract: one [`Thread`] belongs to one thread for as long as its [`Prepared`](crate::Prepared) lives,
+//! and is found from anywhere in that thread (a handler, a panic hook, a subscriber) through a
+//! thread-local pointer that is read without a call. It lives in a page of its own that the kernel wipes
+//! in a forked child, so a child that inherits it finds an open gate and no state. Everything in it is
+//! changed by its own thread only, by plain stores: a handler interrupts the thread, it never runs
+//! beside it.
+#![allow(unsafe_code, reason = "mappings and the thread-local pointer; see each block")]
+
+use crate::budget::Purse;
+use crate::mode::{Mode, OnBreach, Quiesce};
+use crate::quiesce::quiesce;
+use crate::status::{BUCKETS, State, Status, Words, bump};
+use isoplane_memory::{Clock, Kernel};
+use nix::errno::Errno;
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mlock, mmap_anonymous, mprotect, munmap};
+use std::cell::Cell;
+use std::ffi::c_void;
+use std::num::NonZeroUsize;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, compiler_fence};
+
+/// Until the allocator's arena is there.
+mod arena {
+    pub(super) fn serve(_: bool) {}
+    pub(super) fn settle() {}
+    pub(super) fn publish(_: &super::Words) {}
+}
+
+thread_local! {
+    /// Constant and without a destructor: reading it is one load, in a signal handler too.
+    static CURRENT: Cell<*const Thread> = const { Cell::new(std::ptr::null()) };
+}
+
+/// Values of the selector: SYSCALL_DISPATCH_FILTER_ALLOW and _BLOCK.
+const ALLOW: u8 = 0;
+const BLOCK: u8 = 1;
+/// Tells a live page from one that a fork has wiped.
+const ALIVE: u64 = 0x6973_6f70_6c61_6e65;
+
+/// See the module. All zero is what a forked child sees.
+#[repr(C, align(64))]
+#[derive(Debug)]
+pub(crate) struct Thread {
+    // The kernel reads the selector at each system call, the worker the state each turn.
+    pub(crate) selector: AtomicU8,
+    _pad: [u8; 3],
+    pub(crate) state: AtomicU32,
+    alive: AtomicU64,
+    /// Whether system calls are trapped at all (the dispatch backend), or the gate is a formality.
+    gated: Cell<bool>,
+    mode: Cell<Mode>,
+    on_breach: Cell<OnBreach>,
+    quiesce: Cell<Quiesce>,
+    real_time: Cell<bool>,
+    /// Where the C library's signal restorer is.
+    pub(crate) restorer: Cell<u64>,
+    purse: Cell<Purse>,
+    words: Cell<Option<NonNull<Words>>>,
+    scratch: Cell<*mut u8>,
+    /// Breaches that have been reported, of those in the log.
+    pub(crate) reported: Cell<u64>,
+}
+
+/// Why a visit to the kernel was not made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SlowPathError {
+    /// The budget is used up.
+    #[error("the slow path's budget is used up; the visit was refused and counted (see Isolation::budget)")]
+    OverBudget,
+    /// Not the thread that was armed.
+    #[error("this is not the thread that was isolated (or a forked child of it)")]
+    WrongThread,
+}
+
+/// How one visit ended.
+enum Left {
+    Isolated,
+    Broken,
+}
+
+impl Thread {
+    /// What the calling thread has, if it is prepared for isolation.
+    #[inline(always)]
+    pub(crate) fn current<'a>() -> Option<&'a Self> {
+        // SAFETY: the pointer is set and cleared by `Page` for the thread that owns the page, which stays
+        // mapped in between; in a forked child the page is there too, wiped.
+        unsafe { CURRENT.with(Cell::get).as_ref() }
+    }
+
+    /// Whether the caller is this thread, and not a forked child of it.
+    #[inline(always)]
+    pub(crate) fn is_here(&self) -> bool {
+        CURRENT.with(Cell::get) == std::ptr::from_ref(self) && self.is_alive()
+    }
+
+    /// False in a forked child.
+    #[inline(always)]
+    pub(crate) fn is_alive(&self) -> bool {
+        self.alive.load(Ordering::Relaxed) == ALIVE
+    }
+
+    pub(crate) fn mode(&self) -> Mode {
+        self.mode.get()
+    }
+
+    pub(crate) fn on_breach(&self) -> OnBreach {
+        self.on_breach.get()
+    }
+
+    pub(crate) fn words(&self) -> Option<&Words> {
+        // SAFETY: set from a `Status` that `Page` keeps, so the region is mapped; `None` in a child.
+        self.words.get().map(|words| unsafe { words.as_ref() })
+    }
+
+    #[inline(always)]
+    pub(crate) fn state(&self) -> State {
+        State::from_u32(self.state.load(Ordering::Relaxed))
+    }
+
+    /// Sets the state, here and for observers.
+    pub(crate) fn set_state(&self, state: State) {
+        self.state.store(state as u32, Ordering::Relaxed);
+        if let Some(words) = self.words() {
+            words.state.store(state as u32, Ordering::Release);
+        }
+    }
+
+    /// From here on system calls pass.
+    #[inline(always)]
+    pub(crate) fn open(&self) {
+        self.selector.store(ALLOW, Ordering::Relaxed);
+        compiler_fence(Ordering::SeqCst);
+    }
+
+    /// From here on they do not, where the backend can stop them.
+    #[inline(always)]
+    pub(crate) fn shut(&self) {
+        compiler_fence(Ordering::SeqCst);
+        if self.gated.get() {
+            self.selector.store(BLOCK, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn quiesce(&self) {
+        quiesce(self.quiesce.get(), self.scratch.get(), self.real_time.get());
+    }
+
+    /// Isolated from here on: the last thing that arming does.
+    pub(crate) fn isolate(&self) {
+        arena::serve(true);
+        self.set_state(State::Armed);
+        self.shut();
+    }
+
+    /// Not isolated from here on, for good: panics, the end of a worker, `ONESHOT`.
+    pub(crate) fn release(&self) {
+        self.open();
+        arena::serve(false);
+        self.set_state(State::Off);
+    }
+
+    /// The slow path: runs `visit` with the gate open, quiesces and isolates again; counts and times it.
+    /// A thread that is not isolated at the moment just runs it. A panic in it leaves isolation off.
+    pub(crate) fn visit<R>(
+        &self,
+        budgeted: bool,
+        visit: impl FnOnce(&Kernel) -> R,
+    ) -> Result<R, SlowPathError> {
+        let kernel = Kernel::outside_isolation();
+        let start = Clock::ticks();
+        match self.state() {
+            State::SlowPath => return Ok(visit(&kernel)),
+            State::Off if self.words().is_none() => return Ok(visit(&kernel)),
+            State::Armed | State::Off | State::Broken => {}
+        }
+        if budgeted && !self.pay(start) {
+            if let Some(words) = self.words() {
+                bump(&words.refused, 1);
+            }
+            return Err(SlowPathError::OverBudget);
+        }
+        let was_armed = self.state() == State::Armed;
+        self.open();
+        arena::serve(false);
+        if was_armed {
+            self.set_state(State::SlowPath);
+        }
+        let guard = Unwinding(self);
+        let result = visit(&kernel);
+        std::mem::forget(guard);
+        self.leave(was_armed);
+        self.count_visit(Clock::ticks().wrapping_sub(start));
+        Ok(result)
+    }
+
+    fn pay(&self, now: u64) -> bool {
+        let mut purse = self.purse.get();
+        let paid = purse.pay(now);
+        self.purse.set(purse);
+        paid
+    }
+
+    fn leave(&self, was_armed: bool) {
+        arena::settle();
+        if !was_armed {
+            return;
+        }
+        self.quiesce();
+        let left = if self.state() == State::SlowPath { Left::Isolated } else { Left::Broken };
+        match left {
+            Left::Isolated => self.isolate(),
+            // A fault that the visit does not allow, or a release: `turn` has the say.
+            Left::Broken => {}
+        }
+    }
+
+    fn count_visit(&self, ticks: u64) {
+        let Some(words) = self.words() else { return };
+        bump(&words.visits, 1);
+        bump(&words.visit_ticks, ticks);
+        if ticks > words.longest_visit.load(Ordering::Relaxed) {
+            words.longest_visit.store(ticks, Ordering::Relaxed);
+        }
+        let bucket = (63 - (ticks | 1).leading_zeros() as usize).min(BUCKETS - 1);
+        bump(&words.visit_histogram[bucket], 1);
+        arena::publish(words);
+    }
+}
+
+/// A visit that unwinds: whoever catches the panic runs un-isolated.
+struct Unwinding<'a>(&'a Thread);
+
+impl Drop for Unwinding<'_> {
+    fn drop(&mut self) {
+        self.0.release();
+    }
+}
+
+/// Visits the kernel from anywhere in an isolated thread: for code that has no
+/// [`Strict`](crate::Strict) at hand, such as a tracing subscriber. Counted, timed and budgeted like any
+/// visit; within another visit, or in a thread that is not isolated, `visit` just runs.
+///
+/// # Errors
+/// [`SlowPathError::OverBudget`]; `visit` has not run then.
+pub fn visit<R>(visit: impl FnOnce(&Kernel) -> R) -> Result<R, SlowPathError> {
+    match Thread::current().filter(|thread| thread.is_alive()) {
+        Some(thread) => thread.visit(true, visit),
+        None => Ok(visit(&Kernel::outside_isolation())),
+    }
+}
+
+/// Switches isolation of the calling thread off, without a breach, until it is armed again: for panic
+/// hooks and the like, which are about to enter the kernel and cannot return.
+pub fn release() {
+    if let Some(thread) = Thread::current().filter(|thread| thread.is_alive()) {
+        thread.release();
+    }
+}
+
+/// What a thread's page is made with.
+pub(crate) struct Setup {
+    pub(crate) mode: Mode,
+    pub(crate) on_breach: OnBreach,
+    pub(crate) quiesce: Quiesce,
+    pub(crate) real_time: bool,
+    pub(crate) gated: bool,
+    pub(crate) purse: Purse,
+}
+
+/// Owns the thread's page, its scratch page and its signal stack, with guard pages between them.
+#[derive(Debug)]
+pub(crate) struct Page {
+    base: NonNull<c_void>,
+    bytes: usize,
+    stack_bytes: usize,
+    _status: Status,
+}
+
+const PAGE: usize = 4096;
+/// Guard, thread page, guard, scratch page, guard, signal stack.
+const HEAD: usize = 5 * PAGE;
+
+impl Page {
+    /// Maps, locks and touches everything, and makes it the calling thread's.
+    pub(crate) fn install(setup: &Setup, status: Status) -> Result<Self, Errno> {
+        // Four frames deep (a handler of the program's, a system call in it, a fault in that, and one
+        // to spare), plus room for what the handlers themselves use.
+        let stack_bytes = (4 * signal_frame_bytes() + 64 * 1024).next_multiple_of(PAGE);
+        let bytes = HEAD + stack_bytes;
+        let length = NonZeroUsize::new(bytes).ok_or(Errno::EINVAL)?;
+        let (protection, flags) = (ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE);
+        // SAFETY: a fresh anonymous mapping at an address of the kernel's choice.
+        let base = unsafe { mmap_anonymous(None, length, protection, flags) }?;
+        let page = Self { base, bytes, stack_bytes, _status: status };
+        for (offset, bytes) in [(PAGE, PAGE), (3 * PAGE, PAGE), (HEAD, stack_bytes)] {
+            // SAFETY: parts of the mapping just made, which nothing refers to yet.
+            unsafe {
+                let part = base.byte_add(offset);
+                mprotect(part, bytes, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?;
+                part.cast::<u8>().write_bytes(0, bytes);
+                // Refused where locking is: said once for all memory by the preparation.
+                let _ = mlock(part, NonZeroUsize::new(bytes).ok_or(Errno::EINVAL)?.get());
+            }
+        }
+        // SAFETY: the thread page, anonymous and private, as MADV_WIPEONFORK wants it (Linux 4.14).
+        unsafe { madvise(base.byte_add(PAGE), PAGE, MmapAdvise::MADV_WIPEONFORK) }?;
+        let thread = Thread {
+            selector: AtomicU8::new(ALLOW),
+            _pad: [0; 3],
+            state: AtomicU32::new(State::Off as u32),
+            alive: AtomicU64::new(ALIVE),
+            gated: Cell::new(setup.gated),
+            mode: Cell::new(setup.mode),
+            on_breach: Cell::new(setup.on_breach),
+            quiesce: Cell::new(setup.quiesce),
+            real_time: Cell::new(setup.real_time),
+            restorer: Cell::new(0),
+            purse: Cell::new(setup.purse),
+            words: Cell::new(Some(NonNull::from(page._status.words()))),
+            // SAFETY: inside the mapping.
+            scratch: Cell::new(unsafe { base.byte_add(3 * PAGE) }.cast().as_ptr()),
+            reported: Cell::new(page._status.breach_count()),
+        };
+        // SAFETY: the thread page is mapped writable, page-aligned, larger than a `Thread`, and nothing
+        // refers to it yet.
+        unsafe { page.pointer().write(thread) };
+        CURRENT.with(|current| current.set(page.pointer().as_ptr()));
+        Ok(page)
+    }
+
+    fn pointer(&self) -> NonNull<Thread> {
+        // SAFETY: inside the mapping.
+        unsafe { self.base.byte_add(PAGE) }.cast()
+    }
+
+    pub(crate) fn thread(&self) -> &Thread {
+        // SAFETY: written in `install`, mapped while this value lives; in a forked child it reads as
+        // zeroes, which is a valid `Thread` too.
+        unsafe { self.pointer().as_ref() }
+    }
+
+    /// The signal stack: lowest address and size.
+    pub(crate) fn signal_stack(&self) -> (NonNull<c_void>, usize) {
+        // SAFETY: inside the mapping.
+        (unsafe { self.base.byte_add(HEAD) }, self.stack_bytes)
+    }
+}
+
+impl Drop for Page {
+    fn drop(&mut self) {
+        if !self.thread().is_alive() {
+            // A forked child's copy: its signal stack may still be in here.
+            return;
+        }
+        if CURRENT.with(Cell::get) == self.pointer().as_ptr().cast_const() {
+            CURRENT.with(|current| current.set(std::ptr::null()));
+        }
+        // SAFETY: the mapping made in `install`; `Prepared` has taken trapping, the handlers' stack and
+        // the thread-local pointer away, so nobody reads it any more.
+        let _ = unsafe { munmap(self.base, self.bytes) };
+    }
+}
+
+/// Bytes that the kernel may write for one signal: the vector registers of this CPU count.
+fn signal_frame_bytes() -> usize {
+    const AT_MINSIGSTKSZ: libc::c_ulong = 51;
+    // SAFETY: reads the auxiliary vector; an unknown entry gives 0.
+    let bytes = unsafe { libc::getauxval(AT_MINSIGSTKSZ) } as usize;
+    bytes.clamp(4096, 1 << 20)
+}
