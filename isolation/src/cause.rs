@@ -200,6 +200,8 @@ impl From<[u64; Cause::COUNT]> for Interruptions {
 
 impl fmt::Debug for Interruptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_map().entries(self.iter().filter(|(_, n)| *n != 0).map(|(cause, n)| (cause.name(), n))).finish()
+        f.debug_map()
+            .entries(self.iter().filter(|(_, n)| *n != 0).map(|(cause, n)| (cause.name(), n)))
+            .finish()
     }
 }

@@ -18,8 +18,8 @@
 pub mod backend;
 pub mod budget;
 pub mod cause;
-pub mod gaps;
 pub mod error;
+pub mod gaps;
 pub mod isolation;
 pub mod mode;
 mod quiesce;
