@@ -5,6 +5,7 @@
 
 use crate::backend::Backend;
 use crate::cause::Breach;
+use crate::isolation::Cpu;
 use nix::errno::Errno;
 use std::fmt;
 
@@ -65,6 +66,11 @@ pub enum Weakness {
          caught; use a kernel with syscall user dispatch (Linux 5.11 or later, x86-64)"
     )]
     NothingEnforced,
+    /// The thread has no CPU of its own.
+    #[error(
+        "the thread is not pinned to a CPU: the scheduler may move it, and interrupts cannot be counted for it; give it a CPU"
+    )]
+    NotPinned,
     /// Interrupts are observed, not enforced.
     #[error(
         "interrupts, IPIs and preemptions are observed, not enforced (backend dispatch): an observer counts \
@@ -85,15 +91,19 @@ pub enum Weakness {
 /// Isolation was refused; nothing has changed.
 #[derive(Debug)]
 pub struct Refused {
-    /// The CPU.
-    pub cpu: usize,
+    /// The CPU, when one was asked for.
+    pub cpu: Option<Cpu>,
     /// Everything that is in the way.
     pub unmet: Vec<Unmet>,
 }
 
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "cannot isolate this thread on CPU {}:", self.cpu)?;
+        f.write_str("cannot isolate this thread")?;
+        if let Some(Cpu(cpu)) = self.cpu {
+            write!(f, " on CPU {cpu}")?;
+        }
+        f.write_str(":")?;
         match self.unmet.as_slice() {
             [only] => write!(f, " {only}"),
             all => all.iter().enumerate().try_for_each(|(n, unmet)| write!(f, " ({}) {unmet};", n + 1)),

@@ -26,7 +26,7 @@ pub struct Cpu(pub usize);
 /// What isolation is asked for. Start with [`Isolation::on`].
 #[derive(Debug, Clone)]
 pub struct Isolation {
-    cpu: Cpu,
+    cpu: Option<Cpu>,
     mode: Mode,
     on_breach: OnBreach,
     backend: Backend,
@@ -40,8 +40,15 @@ impl Isolation {
     /// Strict isolation on this CPU, by the best backend there is.
     #[must_use]
     pub fn on(cpu: Cpu) -> Self {
+        Self { cpu: Some(cpu), ..Self::unpinned() }
+    }
+
+    /// As [`Isolation::on`], wherever the scheduler puts the thread: what the thread itself does is
+    /// enforced all the same; what is done to it cannot be told from what is done to others on its CPU.
+    #[must_use]
+    pub fn unpinned() -> Self {
         Self {
-            cpu,
+            cpu: None,
             mode: Mode::STRICT,
             on_breach: OnBreach::Report,
             backend: Backend::Auto,
@@ -109,7 +116,7 @@ impl Isolation {
     /// [`Refused`], with everything that is in the way; the thread is as it was then.
     pub fn prepare(self) -> Result<Prepared, Refused> {
         let cpu = self.cpu;
-        let refused = |unmet| Refused { cpu: cpu.0, unmet };
+        let refused = |unmet| Refused { cpu, unmet };
         if Thread::current().is_some_and(Thread::is_alive) {
             // Nothing more may be tried: the thread may be isolated at this moment.
             return Err(refused(vec![Unmet::AlreadyPrepared]));
@@ -126,16 +133,24 @@ impl Isolation {
         let (Some(backend), Some(status), true) = (backend, status, unmet.is_empty()) else {
             return Err(refused(unmet));
         };
-        let former = Former::take(cpu).map_err(|error| refused(vec![error]))?;
+        let former = Former::take().map_err(|error| refused(vec![error]))?;
         let mut weaknesses = Vec::new();
-        let hertz = Clock::tsc().map_or(1_000_000_000, |clock| clock.hertz());
+        if let Some(cpu) = cpu {
+            pin(cpu).map_err(|error| refused(vec![error]))?;
+        } else {
+            weaknesses.push(Weakness::NotPinned);
+        }
+        let purse = match self.budget {
+            Budget::UNLIMITED => Purse::new(self.budget, 1, 0),
+            budget => Purse::new(budget, ticks_per_second(), Clock::ticks()),
+        };
         let setup = Setup {
             mode: self.mode,
             on_breach: self.on_breach,
             quiesce: self.quiesce,
             real_time: false,
             gated: backend == Backend::Dispatch,
-            purse: Purse::new(self.budget, hertz, Clock::ticks()),
+            purse,
         };
         let failed = |call| move |errno| refused(vec![Unmet::Call { call, errno }]);
         let page = Page::install(&setup, status.clone()).map_err(failed("map the thread's page"))?;
@@ -159,8 +174,16 @@ impl Isolation {
             return Err(refused(unmet));
         }
         prepared.say();
+        prepared.report_left_over();
         Ok(prepared)
     }
+}
+
+fn pin(cpu: Cpu) -> Result<(), Unmet> {
+    let failed = |call| move |errno| Unmet::Call { call, errno };
+    let mut only = CpuSet::new();
+    only.set(cpu.0).map_err(failed("CPU number"))?;
+    sched_setaffinity(Pid::from_raw(0), &only).map_err(failed("sched_setaffinity"))
 }
 
 /// What the thread had before it was prepared.
@@ -171,12 +194,9 @@ struct Former {
 }
 
 impl Former {
-    fn take(cpu: Cpu) -> Result<Self, Unmet> {
+    fn take() -> Result<Self, Unmet> {
         let failed = |call| move |errno| Unmet::Call { call, errno };
         let cpus = sched_getaffinity(Pid::from_raw(0)).map_err(failed("sched_getaffinity"))?;
-        let mut only = CpuSet::new();
-        only.set(cpu.0).map_err(failed("CPU number"))?;
-        sched_setaffinity(Pid::from_raw(0), &only).map_err(failed("sched_setaffinity"))?;
         let mut mask = SigSet::empty();
         pthread_sigmask(SigmaskHow::SIG_SETMASK, None, Some(&mut mask)).map_err(failed("sigprocmask"))?;
         Ok(Self { cpus, mask })
@@ -194,7 +214,7 @@ pub struct Prepared {
     pub(crate) engine: Engine,
     pub(crate) page: Page,
     former: Former,
-    cpu: Cpu,
+    cpu: Option<Cpu>,
     backend: Backend,
     quiesce: Quiesce,
     status: Status,
@@ -230,17 +250,29 @@ impl Prepared {
         &self.status
     }
 
-    /// The CPU.
+    /// The CPU, unless it is not pinned.
     #[must_use]
-    pub const fn cpu(&self) -> Cpu {
+    pub const fn cpu(&self) -> Option<Cpu> {
         self.cpu
     }
 
     /// Says once what was taken and what is weaker than asked.
     fn say(&self) {
         let weaker: Vec<String> = self.weaknesses.iter().map(ToString::to_string).collect();
-        tracing::info!(cpu = self.cpu.0, backend = %self.backend, "prepared for isolation; weaker than full isolation: {}",
+        tracing::info!(cpu = self.cpu.map(|cpu| cpu.0), backend = %self.backend, "prepared for isolation; weaker than full isolation: {}",
             if weaker.is_empty() { "nothing".to_owned() } else { weaker.join("; ") });
+    }
+
+    /// What a predecessor on the same status block, a worker that died at its breach, could not report.
+    fn report_left_over(&self) {
+        let breaches = self.status.breaches(self.status.reported());
+        if !breaches.is_empty() {
+            tracing::warn!(
+                "the thread that was isolated here before ended without reporting {} breaches:",
+                breaches.len()
+            );
+            crate::strict::report_all(&self.status, &breaches);
+        }
     }
 
     /// Quiesces the CPU and isolates the thread: from the return on, what the mode forbids is a breach.
@@ -255,14 +287,16 @@ impl Prepared {
     /// Checks, quiesces, switches the backend on and shuts the gate.
     pub(crate) fn isolate(&self) -> Result<(), Refused> {
         let thread = self.page.thread();
-        let refused = |unmet| Refused { cpu: self.cpu.0, unmet };
+        let refused = |unmet| Refused { cpu: self.cpu, unmet };
         if !thread.is_here() {
             return Err(refused(vec![Unmet::WrongThread]));
         }
         let mut unmet = Vec::new();
-        let allowed = allowed();
-        if allowed != [self.cpu.0] {
-            unmet.push(Unmet::AllowedCpus { cpu: self.cpu.0, allowed });
+        if let Some(Cpu(cpu)) = self.cpu {
+            let allowed = allowed();
+            if allowed != [cpu] {
+                unmet.push(Unmet::AllowedCpus { cpu, allowed });
+            }
         }
         if let Err(reason) = self.engine.check(thread) {
             unmet.push(reason);
@@ -279,7 +313,7 @@ impl Prepared {
         }
         thread.quiesce();
         let words = self.status.words();
-        words.cpu.store(self.cpu.0 as u32, Ordering::Relaxed);
+        words.cpu.store(self.cpu.map_or(u32::MAX, |cpu| cpu.0 as u32), Ordering::Relaxed);
         words.pid.store(std::process::id(), Ordering::Relaxed);
         words.tid.store(nix::unistd::gettid().as_raw() as u32, Ordering::Relaxed);
         self.engine.arm(thread).map_err(|reason| refused(vec![reason]))?;
@@ -305,6 +339,12 @@ impl Drop for Prepared {
             self.former.restore();
         }
     }
+}
+
+/// For budgets, which need no precision: where the kernel does not trust the counter, 4 GHz, which few
+/// CPUs have, so that a budget errs on the strict side.
+fn ticks_per_second() -> u64 {
+    Clock::tsc().map_or(4_000_000_000, |clock| clock.hertz())
 }
 
 /// CPUs that the calling thread may run on.

@@ -6,6 +6,7 @@
 //! What a reader finds is checked, not trusted: a torn or foreign value is skipped.
 #![allow(unsafe_code, reason = "atomics in shared memory; see each block")]
 
+use crate::backend::Backend;
 use crate::cause::{Breach, Cause, Detail, Interruptions};
 use isoplane_memory::{Region, RegionConfig, RegionError};
 use std::ptr::NonNull;
@@ -83,6 +84,8 @@ pub(crate) struct Words {
     pub(crate) allowed: [AtomicU64; Cause::COUNT],
     pub(crate) breaches: [AtomicU64; Cause::COUNT],
     logged: AtomicU64,
+    /// Breaches that were reported, of those logged.
+    reported: AtomicU64,
     log: [Entry; LOG],
     _apart: [u8; 128],
     // Written by the observer.
@@ -271,16 +274,35 @@ impl Status {
         (w.pid.load(Ordering::Acquire), w.tid.load(Ordering::Acquire))
     }
 
-    /// The CPU that it was armed on last.
+    /// The CPU that it was armed on last; `None` when it was not pinned, or not armed yet.
     #[must_use]
-    pub fn cpu(&self) -> u32 {
-        self.words().cpu.load(Ordering::Acquire)
+    pub fn cpu(&self) -> Option<u32> {
+        let armed = self.words().armed.load(Ordering::Acquire) != 0;
+        Some(self.words().cpu.load(Ordering::Acquire)).filter(|cpu| armed && *cpu != u32::MAX)
     }
 
     /// Breaches recorded so far: the number that the next one will have.
     #[must_use]
     pub fn breach_count(&self) -> u64 {
         self.words().logged.load(Ordering::Acquire)
+    }
+
+    /// Number of the first breach that has not been reported.
+    #[must_use]
+    pub fn reported(&self) -> u64 {
+        self.words().reported.load(Ordering::Acquire).min(self.breach_count())
+    }
+
+    /// Says that all breaches so far were reported: by the isolated thread itself, or by its supervisor
+    /// when it is dead.
+    pub fn set_reported(&self) {
+        self.words().reported.store(self.breach_count(), Ordering::Release);
+    }
+
+    /// The backend of the thread that prepared last; `None` before the first time.
+    #[must_use]
+    pub fn backend(&self) -> Option<Backend> {
+        Backend::from_number(self.words().backend.load(Ordering::Acquire)).filter(|b| *b != Backend::Auto)
     }
 
     /// The breaches from number `since` on that the log still has, each with its number.

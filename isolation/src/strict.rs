@@ -8,7 +8,7 @@ use crate::cause::{Breach, Detail};
 use crate::error::{Refused, StrictError};
 use crate::isolation::Prepared;
 use crate::mode::OnBreach;
-use crate::status::State;
+use crate::status::{State, Status};
 use crate::thread::{SlowPathError, Thread};
 use isoplane_memory::Kernel;
 
@@ -56,23 +56,19 @@ impl<'a> Strict<'a> {
     }
 
     fn broken(&mut self) -> Result<(), StrictError> {
-        let since = self.thread.reported.get();
-        self.thread.reported.set(self.prepared.status().breach_count());
-        let breaches = self.prepared.status().breaches(since);
+        let status = self.prepared.status();
+        let breaches = status.breaches(status.reported());
         if self.thread.on_breach() == OnBreach::Stop {
             self.thread.release();
+            status.set_reported();
             return match breaches.last() {
                 Some((_, breach)) => Err(StrictError::Breach(*breach)),
                 None => Ok(()),
             };
         }
         // Never refused: a breach that nobody hears of is worse than a visit too many.
-        let _ = self.thread.visit(false, |kernel| {
-            tracing::dispatcher::with_default(&self.prepared.reporter, || {
-                for (number, breach) in &breaches {
-                    report(*number, breach, kernel);
-                }
-            });
+        let _ = self.thread.visit(false, |_| {
+            tracing::dispatcher::with_default(&self.prepared.reporter, || report_all(status, &breaches));
         });
         Ok(self.prepared.isolate()?)
     }
@@ -102,7 +98,7 @@ impl<'a> Strict<'a> {
     pub fn rearm(&mut self) -> Result<(), Refused> {
         if self.is_armed() {
             let unmet = vec![crate::error::Unmet::AlreadyPrepared];
-            return Err(Refused { cpu: self.prepared.cpu().0, unmet });
+            return Err(Refused { cpu: self.prepared.cpu(), unmet });
         }
         self.prepared.isolate()
     }
@@ -123,8 +119,16 @@ impl Drop for Strict<'_> {
     }
 }
 
-/// Tells the program about one breach. The token says that this may enter the kernel.
-fn report(number: u64, breach: &Breach, _kernel: &Kernel) {
+/// Tells the program about breaches, and the block that it was told. For a thread that may enter the
+/// kernel: one that is not isolated, or in the slow path.
+pub(crate) fn report_all(status: &Status, breaches: &[(u64, Breach)]) {
+    for (number, breach) in breaches {
+        report(*number, breach);
+    }
+    status.set_reported();
+}
+
+fn report(number: u64, breach: &Breach) {
     let (cause, cpu, tsc) = (breach.cause.name(), breach.cpu, breach.tsc);
     match breach.detail {
         Detail::Syscall { number: syscall, call_address, arch } => tracing::error!(

@@ -60,8 +60,6 @@ pub(crate) struct Thread {
     purse: Cell<Purse>,
     words: Cell<Option<NonNull<Words>>>,
     scratch: Cell<*mut u8>,
-    /// Breaches that have been reported, of those in the log.
-    pub(crate) reported: Cell<u64>,
 }
 
 /// Why a visit to the kernel was not made.
@@ -323,7 +321,6 @@ impl Page {
             words: Cell::new(Some(NonNull::from(page._status.words()))),
             // SAFETY: inside the mapping.
             scratch: Cell::new(unsafe { base.byte_add(3 * PAGE) }.cast().as_ptr()),
-            reported: Cell::new(page._status.breach_count()),
         };
         // SAFETY: the thread page is mapped writable, page-aligned, larger than a `Thread`, and nothing
         // refers to it yet.
