@@ -11,6 +11,7 @@
 //! | [`error`] | what stands in the way, what is weaker than asked |
 //! | [`budget`] | how often an isolated thread may visit the kernel |
 //! | [`cause`] | why the kernel was entered: causes, breaches, interruptions |
+//! | [`observer`] | attributes kernel entries to an isolated thread from another CPU, and names who sent an IPI |
 //! | [`status`] | what an isolated thread and its observer say about it, in shared memory |
 //! | [`gaps`] | time that a spinning thread lost without seeing why |
 #![deny(missing_docs, unsafe_code)]
@@ -22,6 +23,7 @@ pub mod error;
 pub mod gaps;
 pub mod isolation;
 pub mod mode;
+pub mod observer;
 mod quiesce;
 pub mod status;
 pub mod strict;
@@ -33,6 +35,7 @@ pub use cause::{Breach, Cause, Detail, Interruptions};
 pub use error::{Refused, StrictError, Unmet, Weakness};
 pub use isolation::{Cpu, Isolation, Prepared};
 pub use mode::{Mode, OnBreach, Quiesce};
+pub use observer::{Observer, Observing, Watched};
 pub use status::{Snapshot, State, Status};
 pub use strict::Strict;
 pub use thread::{SlowPathError, release, visit};

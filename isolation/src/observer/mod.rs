@@ -1,0 +1,154 @@
+//! The observer: attributes kernel entries to an isolated worker from a housekeeping CPU, by looking at
+//! what the kernel counts. It never runs on, interrupts or otherwise touches the worker's CPU.
+//!
+//! What it sees are *interruptions*: observed afterwards, counted by cause, never enforced.
+//!
+//! # Precision
+//! - An interval goes from one [`Observer::sample`] to the next. The first sample that finds a worker
+//!   armed takes a *baseline*; what happened between arming and that sample is not seen. Nor is what
+//!   happened between the last sample and disarming: a worker that is [`State::Off`] at a sample has
+//!   nothing attributed to it. (Sample right before you disarm, if you need that too.) A worker that was
+//!   restarted, or moved to another CPU by arming again, gets a new baseline.
+//! - Interrupts, IPIs and soft interrupts are those of the *CPU* that the worker was armed on, whoever ran
+//!   there: an upper bound for the worker. While it is seen on another CPU at both ends of an interval
+//!   they are not counted.
+//! - One kernel entry may show under several causes: a tick that runs a soft interrupt and then lets
+//!   another thread run is a [`TimerTick`](Cause::TimerTick), a [`Softirq`](Cause::Softirq) and a
+//!   [`Preemption`](Cause::Preemption).
+//! - A thread that is moved away and back between two samples is not seen as
+//!   [`Migration`](Cause::Migration); a tracer that comes and goes, and a change of affinity that is undone,
+//!   leave no trace either. The switches of such a moment are seen.
+//! - A yield of the slow path that lets another thread run counts as a [`Preemption`](Cause::Preemption).
+//! - Time that the hypervisor took ([`Finding::steal`]) is a gap, not a cause.
+//! - Process ids are those of the observer's own pid namespace, and `/proc` must show that namespace.
+//!
+//! | file (`Documentation/filesystems/proc.rst`) | what comes from it |
+//! |---|---|
+//! | `/proc/interrupts`, `/proc/softirqs` | the causes of the table in `table.rs` |
+//! | `/proc/PID/task/TID/status` | preemptions (involuntary switches), stops (voluntary ones that nothing permits), affinity changes, tracers |
+//! | `/proc/PID/task/TID/stat` | migrations, stops, page faults (user and kernel mode, a number of its own) |
+//! | `/proc/PID/task/TID/schedstat` | time spent waiting for the CPU |
+//! | `/proc/stat` | steal |
+//! | `/sys/devices/system/cpu/online` | hotplug: each one stops all CPUs (`stop_machine`) |
+
+mod finding;
+mod parse;
+mod procfs;
+mod table;
+mod thread;
+mod watch;
+
+pub use finding::{Event, Finding, Line, Missing, PageFaults};
+pub use procfs::ProcFs;
+pub use thread::Observing;
+
+use crate::status::{State, Status};
+use procfs::Kept;
+use std::time::Instant;
+use table::Table;
+use watch::{Shared, Track};
+
+/// A larger number of a CPU in a status block is not believed (x86 has at most 8192: `NR_CPUS`).
+const MOST_CPUS: u32 = 8192;
+
+/// A worker to look at.
+#[derive(Debug, Clone)]
+pub struct Watched {
+    /// Its name in findings.
+    pub name: String,
+    /// Where it says what it is doing, and where interruptions are added.
+    pub status: Status,
+}
+
+/// Looks at workers. See the [module](self) for what it sees and how precisely.
+pub struct Observer {
+    tracks: Vec<Track>,
+    interrupts: Table,
+    softirqs: Table,
+    stat: Kept,
+    online: Kept,
+    missing: Vec<Missing>,
+    /// CPUs of isolated workers at this sample.
+    cpus: Vec<u32>,
+}
+
+impl std::fmt::Debug for Observer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Observer")
+            .field("workers", &self.tracks.len())
+            .field("missing", &self.missing)
+            .finish()
+    }
+}
+
+impl Observer {
+    /// An observer of the running kernel.
+    #[must_use]
+    pub fn new(watched: Vec<Watched>) -> Self {
+        Self::with(watched, &ProcFs::default())
+    }
+
+    /// An observer of another tree.
+    #[must_use]
+    pub fn with(watched: Vec<Watched>, fs: &ProcFs) -> Self {
+        Self {
+            tracks: watched.into_iter().map(|one| Track::new(one, fs.clone())).collect(),
+            interrupts: Table::new(fs.file("proc/interrupts"), table::interrupt),
+            softirqs: Table::new(fs.file("proc/softirqs"), table::softirq),
+            stat: fs.file("proc/stat"),
+            online: fs.file("sys/devices/system/cpu/online"),
+            missing: Vec::new(),
+            cpus: Vec::new(),
+        }
+    }
+
+    /// What could not be read so far, and is therefore not seen. Each was also logged once.
+    #[must_use]
+    pub fn missing(&self) -> &[Missing] {
+        &self.missing
+    }
+
+    /// CPUs of the workers that were isolated at the last sample.
+    #[must_use]
+    pub fn cpus(&self) -> &[u32] {
+        &self.cpus
+    }
+
+    /// Finds out on which CPUs workers are isolated now.
+    fn locate(&mut self) {
+        self.cpus.clear();
+        for track in &self.tracks {
+            let cpu = track.watched.status.cpu();
+            let isolated = track.watched.status.state() != State::Off;
+            if isolated && cpu < MOST_CPUS && !self.cpus.contains(&cpu) {
+                self.cpus.push(cpu);
+            }
+        }
+    }
+
+    /// Looks once: adds what came since the last time to each worker's status block, and returns it for
+    /// those that are isolated and have a baseline.
+    pub fn sample(&mut self) -> Vec<Finding> {
+        self.locate();
+        let (mut stat, mut online) = (&[][..], None);
+        if !self.cpus.is_empty() {
+            self.interrupts.read(&self.cpus, &mut self.missing);
+            self.softirqs.read(&self.cpus, &mut self.missing);
+            stat = self.stat.noted(&mut self.missing).unwrap_or_default();
+            online = self.online.noted(&mut self.missing).map(parse::line);
+        }
+        let shared = Shared {
+            cpus: &self.cpus,
+            interrupts: &self.interrupts,
+            softirqs: &self.softirqs,
+            stat,
+            online,
+            now: Instant::now(),
+        };
+        let missing = &mut self.missing;
+        self.tracks.iter_mut().filter_map(|track| track.look(&shared, missing)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;
