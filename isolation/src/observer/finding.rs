@@ -13,8 +13,8 @@ pub struct Finding {
     pub worker: String,
     /// Process and thread.
     pub thread: (u32, u32),
-    /// The CPU that it was armed on.
-    pub cpu: u32,
+    /// The CPU that it was armed on; `None`: it has none of its own.
+    pub cpu: Option<u32>,
     /// How long the interval was.
     pub interval: Duration,
     /// Kernel entries by cause. They were added to the worker's status block.

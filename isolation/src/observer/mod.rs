@@ -11,7 +11,7 @@
 //!   restarted, or moved to another CPU by arming again, gets a new baseline.
 //! - Interrupts, IPIs and soft interrupts are those of the *CPU* that the worker was armed on, whoever ran
 //!   there: an upper bound for the worker. While it is seen on another CPU at both ends of an interval
-//!   they are not counted.
+//!   they are not counted; nor for a worker that has no CPU of its own.
 //! - One kernel entry may show under several causes: a tick that runs a soft interrupt and then lets
 //!   another thread run is a [`TimerTick`](Cause::TimerTick), a [`Softirq`](Cause::Softirq) and a
 //!   [`Preemption`](Cause::Preemption).
@@ -70,6 +70,8 @@ pub struct Observer {
     missing: Vec<Missing>,
     /// CPUs of isolated workers at this sample.
     cpus: Vec<u32>,
+    /// Any worker is isolated, with a CPU of its own or without.
+    isolated: bool,
 }
 
 impl std::fmt::Debug for Observer {
@@ -99,6 +101,7 @@ impl Observer {
             online: fs.file("sys/devices/system/cpu/online"),
             missing: Vec::new(),
             cpus: Vec::new(),
+            isolated: false,
         }
     }
 
@@ -117,10 +120,16 @@ impl Observer {
     /// Finds out on which CPUs workers are isolated now.
     fn locate(&mut self) {
         self.cpus.clear();
+        self.isolated = false;
         for track in &self.tracks {
-            let cpu = track.watched.status.cpu();
-            let isolated = track.watched.status.state() != State::Off;
-            if isolated && cpu < MOST_CPUS && !self.cpus.contains(&cpu) {
+            if track.watched.status.state() == State::Off {
+                continue;
+            }
+            self.isolated = true;
+            if let Some(cpu) = track.watched.status.cpu()
+                && cpu < MOST_CPUS
+                && !self.cpus.contains(&cpu)
+            {
                 self.cpus.push(cpu);
             }
         }
@@ -135,6 +144,8 @@ impl Observer {
             self.interrupts.read(&self.cpus, &mut self.missing);
             self.softirqs.read(&self.cpus, &mut self.missing);
             stat = self.stat.noted(&mut self.missing).unwrap_or_default();
+        }
+        if self.isolated {
             online = self.online.noted(&mut self.missing).map(parse::line);
         }
         let shared = Shared {

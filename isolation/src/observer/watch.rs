@@ -33,7 +33,8 @@ pub(super) struct Track {
 /// A thread on a CPU: what it stood at.
 struct Thread {
     id: (u32, u32),
-    cpu: u32,
+    /// `None`: no CPU of its own.
+    cpu: Option<u32>,
     gone: bool,
     stat_file: Kept,
     status_file: Kept,
@@ -73,7 +74,8 @@ impl Track {
         let status = &self.watched.status;
         let (id, cpu) = (status.thread(), status.cpu());
         // A worker that was armed after the tables were read waits for the next sample.
-        if status.state() == State::Off || id.1 == 0 || !shared.cpus.contains(&cpu) {
+        let ready = cpu.is_none_or(|cpu| shared.cpus.contains(&cpu));
+        if status.state() == State::Off || id.1 == 0 || !ready {
             self.thread = None;
             return None;
         }
@@ -94,7 +96,7 @@ impl Track {
 }
 
 impl Thread {
-    fn new(fs: &ProcFs, id: (u32, u32), cpu: u32) -> Self {
+    fn new(fs: &ProcFs, id: (u32, u32), cpu: Option<u32>) -> Self {
         Self {
             id,
             cpu,
@@ -137,7 +139,7 @@ impl Thread {
         }
         let status = self.status_file.noted(missing).and_then(parse::thread_status);
         let delay = self.delay_file.noted(missing).and_then(parse::run_delay);
-        let steal = parse::steal(shared.stat, self.cpu);
+        let steal = self.cpu.and_then(|cpu| parse::steal(shared.stat, cpu));
         let now = Base {
             at: shared.now,
             block,
@@ -150,19 +152,21 @@ impl Thread {
         };
         let before = self.base.take();
         // Where it was at the beginning: at the baseline it is where it was armed.
-        let from = before.as_ref().map_or(self.cpu, |before| before.stat.processor);
-        let was_here = from == self.cpu || stat.processor == self.cpu;
+        let armed_on = self.cpu.unwrap_or(stat.processor);
+        let from = before.as_ref().map_or(armed_on, |before| before.stat.processor);
         let (mut seen, mut lines) = Default::default();
-        shared.interrupts.advance(self.cpu, &mut self.interrupts, &mut seen, &mut lines);
-        shared.softirqs.advance(self.cpu, &mut self.softirqs, &mut seen, &mut lines);
-        if was_here {
+        if let Some(cpu) = self.cpu {
+            shared.interrupts.advance(cpu, &mut self.interrupts, &mut seen, &mut lines);
+            shared.softirqs.advance(cpu, &mut self.softirqs, &mut seen, &mut lines);
+        }
+        if from == armed_on || stat.processor == armed_on {
             finding.interruptions = seen;
             finding.lines = lines;
         }
         let now = self.base.insert(now);
         let Some(before) = before else {
             // It may have been moved before anybody looked.
-            now.stat.processor = self.cpu;
+            now.stat.processor = armed_on;
             return false;
         };
         let isolated = matches!(before.block.state, State::Armed | State::SlowPath);

@@ -108,7 +108,7 @@ fn nothing_happened_is_quiet() {
     let (worker, mut observer) = tree.observed();
     let finding = one(observer.sample());
     assert!(finding.is_quiet(), "{finding:?}");
-    assert_eq!((finding.worker.as_str(), finding.thread, finding.cpu), ("w", (7, 7), 3));
+    assert_eq!((finding.worker.as_str(), finding.thread, finding.cpu), ("w", (7, 7), Some(3)));
     assert_eq!(worker.status.snapshot().samples, 2);
     assert!(observer.missing().is_empty());
 }
@@ -305,7 +305,7 @@ fn a_restarted_worker_gets_a_new_baseline() {
     assert!(observer.sample().is_empty());
     tree.interrupts("LOC: 0 300 701 x\n");
     let finding = one(observer.sample());
-    assert_eq!((finding.thread, finding.cpu), ((8, 8), 5));
+    assert_eq!((finding.thread, finding.cpu), ((8, 8), Some(5)));
     assert_eq!(counts(&finding), [(Cause::TimerTick, 1)]);
 }
 
@@ -466,7 +466,7 @@ fn a_status_block_is_not_trusted() {
     let tree = Tree::new();
     let worker = watched("w");
     let mut observer = tree.observer(std::slice::from_ref(&worker));
-    for (id, cpu) in [((7, 7), u32::MAX), ((7, 7), 8192), ((u32::MAX, u32::MAX), 3), ((0, 0), 3)] {
+    for (id, cpu) in [((7, 7), u32::MAX - 1), ((7, 7), 8192), ((u32::MAX, u32::MAX), 3), ((0, 0), 3)] {
         arm(&worker.status, id, cpu);
         for _ in 0..3 {
             for finding in observer.sample() {
@@ -493,4 +493,19 @@ fn the_thread_samples_until_it_is_dropped() {
     assert!(findings.into_iter().all(|finding| finding.is_empty()), "its end of the channel is dropped");
     assert!(one(observer.sample()).is_quiet());
     assert_eq!(worker.status.snapshot().samples, samples + 1);
+}
+
+#[test]
+fn a_worker_without_a_cpu_of_its_own_has_what_is_the_threads() {
+    let tree = Tree::new();
+    tree.interrupts("LOC: 100 100 100 x\n");
+    let worker = watched("w");
+    arm(&worker.status, (7, 7), u32::MAX);
+    let mut observer = tree.observer(std::slice::from_ref(&worker));
+    assert!(observer.sample().is_empty());
+    tree.interrupts("LOC: 200 200 200 x\n");
+    tree.thread(7, &ThreadText { involuntary: 23, processor: 0, ..QUIET });
+    let finding = one(observer.sample());
+    assert_eq!(finding.cpu, None);
+    assert_eq!(counts(&finding), [(Cause::Preemption, 3), (Cause::Migration, 1)]);
 }
