@@ -9,6 +9,7 @@ use crate::backend::{Backend, Engine};
 use crate::budget::{Budget, Purse};
 use crate::error::{Refused, Unmet, Weakness};
 use crate::mode::{Mode, OnBreach, Quiesce};
+pub use crate::prepare::cpu::Cpu;
 use crate::status::{Status, bump};
 use crate::strict::Strict;
 use crate::thread::{Page, Setup, Thread};
@@ -18,10 +19,6 @@ use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 use nix::unistd::Pid;
 use std::marker::PhantomData;
 use std::sync::atomic::Ordering;
-
-/// A CPU's number, as the kernel counts them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Cpu(pub usize);
 
 /// What isolation is asked for. Start with [`Isolation::on`].
 #[derive(Debug, Clone)]

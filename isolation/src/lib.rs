@@ -12,6 +12,7 @@
 //! | [`budget`] | how often an isolated thread may visit the kernel |
 //! | [`cause`] | why the kernel was entered: causes, breaches, interruptions |
 //! | [`observer`] | attributes kernel entries to an isolated thread from another CPU, and names who sent an IPI |
+//! | [`prepare`] | what a thread does to itself before it can be isolated |
 //! | [`status`] | what an isolated thread and its observer say about it, in shared memory |
 //! | [`gaps`] | time that a spinning thread lost without seeing why |
 #![deny(missing_docs, unsafe_code)]
@@ -24,6 +25,7 @@ pub mod gaps;
 pub mod isolation;
 pub mod mode;
 pub mod observer;
+pub mod prepare;
 mod quiesce;
 pub mod status;
 pub mod strict;
