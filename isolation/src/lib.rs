@@ -13,6 +13,7 @@
 //! | [`cause`] | why the kernel was entered: causes, breaches, interruptions |
 //! | [`observer`] | attributes kernel entries to an isolated thread from another CPU, and names who sent an IPI |
 //! | [`prepare`] | what a thread does to itself before it can be isolated |
+//! | [`host`] | whether a host lets a CPU alone, what to do about it, and how to undo that |
 //! | [`status`] | what an isolated thread and its observer say about it, in shared memory |
 //! | [`gaps`] | time that a spinning thread lost without seeing why |
 #![deny(missing_docs, unsafe_code)]
@@ -22,6 +23,7 @@ pub mod budget;
 pub mod cause;
 pub mod error;
 pub mod gaps;
+pub mod host;
 pub mod isolation;
 pub mod mode;
 pub mod observer;
