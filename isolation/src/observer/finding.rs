@@ -102,8 +102,9 @@ pub enum Event {
     },
     /// A tracer is attached.
     TracerAttached {
-        /// The tracer's process id.
-        pid: u32,
+        /// The thread that traces it (`TracerPid`: the thread that attached, which need not be the
+        /// first of its process).
+        tid: u32,
     },
     /// A CPU of the machine went offline or came online.
     CpusOnline {
@@ -123,7 +124,7 @@ impl fmt::Display for Event {
             Self::Migrated { from, to } => write!(f, "migrated from CPU {from} to CPU {to}"),
             Self::Stopped { traced: true } => f.write_str("stopped by its tracer"),
             Self::Stopped { traced: false } => f.write_str("stopped"),
-            Self::TracerAttached { pid } => write!(f, "process {pid} traces it"),
+            Self::TracerAttached { tid } => write!(f, "thread {tid} traces it"),
             Self::CpusOnline { from, to } => write!(f, "CPUs online changed from {from} to {to}"),
             Self::Gone => f.write_str("the thread ended without disarming"),
         }

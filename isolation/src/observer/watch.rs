@@ -222,7 +222,7 @@ fn compare(before: &Base, now: &mut Base, finding: &mut Finding) {
         }
         if to.tracer != 0 && to.tracer != from.tracer {
             seen.add(Cause::Ptrace, 1);
-            finding.events.push(Event::TracerAttached { pid: to.tracer });
+            finding.events.push(Event::TracerAttached { tid: to.tracer });
         }
         blocked = to.voluntary.saturating_sub(from.voluntary);
     }

@@ -1,5 +1,6 @@
 //! The observer on trees made for it, and on the running kernel.
 
+mod machine;
 mod trees;
 
 use super::*;
