@@ -16,6 +16,7 @@
 //! | [`host`] | whether a host lets a CPU alone, what to do about it, and how to undo that |
 //! | [`status`] | what an isolated thread and its observer say about it, in shared memory |
 //! | [`gaps`] | time that a spinning thread lost without seeing why |
+//! | [`diagnostics`] | log lines of an isolated worker without system calls |
 #![deny(missing_docs, unsafe_code)]
 
 pub mod backend;
@@ -25,6 +26,7 @@ pub mod error;
 pub mod gaps;
 pub mod host;
 pub mod isolation;
+pub mod diagnostics;
 pub mod mode;
 pub mod observer;
 pub mod prepare;

@@ -158,6 +158,13 @@ impl<T: Pod> Mapped<T> {
         }
     }
 
+    /// Address of a slot.
+    #[inline(always)]
+    fn slot(&self, slot: u32) -> NonNull<T> {
+        // SAFETY: masking keeps the slot inside the `capacity` values that `from_raw` vouches for.
+        unsafe { self.slots.add((slot & (self.capacity - 1)) as usize) }
+    }
+
     /// A second handle on the same ring, for the other side or for somebody who only looks.
     #[must_use]
     pub fn share(&self) -> Self {
@@ -210,6 +217,18 @@ impl<T: Pod> RingMemory<T> for Mapped<T> {
     fn write(&self, slot: u32, value: T) {
         // SAFETY: as in `read`.
         unsafe { self.slots.add((slot & (self.capacity - 1)) as usize).write_volatile(value) };
+    }
+}
+
+impl<T: Pod> Producer<T, Mapped<T>> {
+    /// Address of the entry `offset` slots after the last published one, for an entry that is built in
+    /// place because only a part of it is used. It holds what it held before, whatever that was.
+    ///
+    /// The address stays valid while the region is mapped. Until [`publish`](Producer::publish) the slot is
+    /// the producer's if `offset < self.free(..)`; after that, and otherwise, the consumer may read it.
+    #[inline(always)]
+    pub fn slot(&mut self, offset: u32) -> NonNull<T> {
+        self.memory.slot(self.next.wrapping_add(offset) & self.mask)
     }
 }
 
