@@ -1,5 +1,6 @@
 //! Which CPU a worker runs on, and what its process does before its first turn.
 
+use crate::worker::Placement;
 use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::mman::{MlockAllFlags, mlockall};
@@ -20,16 +21,18 @@ pub(crate) fn pin(cpus: &[usize]) -> nix::Result<()> {
     sched_setaffinity(Pid::from_raw(0), &set)
 }
 
-/// Pins a worker process and locks what it inherited. Where the lock is granted, that also breaks
+/// Pins a worker that shall not be isolated; a process also locks what it inherited. Where the lock is granted, that also breaks
 /// copy-on-write of everything the program may write later, and no page fault is left from the fork.
 /// Where it is not, this says so, once for each start of a worker: it runs, and may fault.
-pub(crate) fn prepare_process(worker: &str, cpu: Option<usize>) {
+pub(crate) fn prepare(worker: &str, cpu: Option<usize>, placement: Placement) {
     if let Some(cpu) = cpu
         && let Err(error) = pin(&[cpu])
     {
         tracing::warn!(worker, cpu, "cannot pin the worker: {error}");
     }
-    if let Err(error) = mlockall(MlockAllFlags::MCL_CURRENT) {
+    if placement == Placement::Process
+        && let Err(error) = mlockall(MlockAllFlags::MCL_CURRENT)
+    {
         let why = why_unlocked(error);
         tracing::warn!(worker, "cannot lock the worker's memory: {why}; until then pages may fault under it");
     }

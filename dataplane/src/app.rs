@@ -6,8 +6,9 @@
 //! as [`DropReason::Unhandled`].
 
 use isoplane_drivers::{LinkState, Queue, TxQueue};
+use isoplane_isolation::SlowPathError;
 use isoplane_memory::stats::Block;
-use isoplane_memory::{Batch, Frame, FrameCache, Pool};
+use isoplane_memory::{Batch, Frame, FrameCache, Kernel, Pool};
 use std::sync::Arc;
 
 /// A port of this worker: its place in the worker's list of ports.
@@ -284,6 +285,15 @@ impl<'a> Turn<'a> {
     #[inline(always)]
     pub fn gauge(&mut self, gauge: usize, value: u64) {
         self.app_counters.set(gauge, value);
+    }
+
+    /// Visits the kernel by permission: system calls are allowed in `visit`, and the CPU is quiesced after
+    /// it. Counted and timed. For what is rare: the packets that arrive meanwhile wait.
+    ///
+    /// # Errors
+    /// [`SlowPathError::OverBudget`] when the worker's budget is used up; `visit` has not run then.
+    pub fn slow_path<R>(&self, visit: impl FnOnce(&Kernel) -> R) -> Result<R, SlowPathError> {
+        isoplane_isolation::visit(visit)
     }
 
     /// Hands the outgoing frames of a port to its ring now instead of at the end of the turn.

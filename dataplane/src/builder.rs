@@ -6,12 +6,14 @@
 
 use crate::app::App;
 use crate::control::Control;
+use crate::guard::WorkerIsolation;
 use crate::kicker;
 use crate::running::{self, Running};
 use crate::turns::WorkerBlocks;
 use crate::watcher;
 use crate::worker::{Body, Idle, Main, MainOf, Placement, Setup, Time};
 use isoplane_drivers::{Capabilities, Port};
+use isoplane_isolation::Status;
 use isoplane_memory::stats::{Field, SegmentBuilder, StatsError};
 use isoplane_memory::{Pool, PoolError, RegionError};
 use std::sync::Arc;
@@ -216,6 +218,9 @@ pub enum LaunchError {
         /// The worker.
         worker: String,
     },
+    /// The isolation that was asked for is not to be had.
+    #[error("cannot isolate workers: {0}")]
+    Isolation(#[from] isoplane_isolation::Unmet),
     /// Frames.
     #[error(transparent)]
     Pool(#[from] PoolError),
@@ -254,6 +259,7 @@ pub struct Builder {
     kicks: Kicks,
     restart: Restart,
     kicker_cpu: Option<usize>,
+    isolation: Option<WorkerIsolation>,
 }
 
 impl std::fmt::Debug for Builder {
@@ -279,6 +285,7 @@ impl Dataplane {
             kicks: Kicks::Kicker,
             restart: Restart::default(),
             kicker_cpu: None,
+            isolation: Some(WorkerIsolation::default()),
         }
     }
 }
@@ -330,6 +337,14 @@ impl Builder {
         self
     }
 
+    /// What isolation workers get: strict by default, `None` for none. A worker that was given no CPU is
+    /// isolated wherever the scheduler puts it; one that kicks inline or yields when idle does so by the
+    /// slow path.
+    pub fn isolation(&mut self, isolation: impl Into<Option<WorkerIsolation>>) -> &mut Self {
+        self.isolation = isolation.into();
+        self
+    }
+
     /// Checks everything, forks the zygote (which forks the workers) or starts the threads, starts the
     /// housekeeping threads and waits until every worker has made its first turn.
     ///
@@ -375,6 +390,7 @@ impl Builder {
                     queues: count,
                 })?);
             }
+            let status = Status::create(&format!("{}.{}", self.name, worker.name))?;
             bodies.push(Body {
                 frames: pool.cache(&worker.name, worker.frames)?,
                 port_names: worker.queues.iter().map(|(p, _)| self.ports[p.0].name().to_owned()).collect(),
@@ -386,6 +402,8 @@ impl Builder {
                 blocks,
                 segment: Arc::clone(&segment),
                 time,
+                isolation: self.isolation.clone(),
+                status,
                 main,
             });
         }
@@ -418,6 +436,9 @@ impl Builder {
     }
 
     fn check(&self) -> Result<(), LaunchError> {
+        if let Some(isolation) = &self.isolation {
+            isolation.backend.probe()?;
+        }
         if self.placement == Placement::Process {
             let tasks = std::fs::read_dir("/proc/self/task").map_err(|error| LaunchError::Os {
                 call: "count the threads in /proc/self/task",

@@ -488,12 +488,8 @@ fn thread_main(mut body: Body, control: &Control, index: usize, restart: Restart
         // A thread for each incarnation: frames cannot leave it, and what it put aside ends with it.
         let (back, end) = std::thread::scope(|scope| {
             let live = scope.spawn(|| {
-                if let Some(cpu) = body.cpu
-                    && let Err(error) = crate::affinity::pin(&[cpu])
-                {
-                    tracing::warn!(worker = body.name, cpu, "cannot pin the worker: {error}");
-                }
-                body.live(slot)
+                let prepared = body.prepare(Placement::Thread);
+                body.live(slot, prepared)
             });
             live.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         });
@@ -501,7 +497,11 @@ fn thread_main(mut body: Body, control: &Control, index: usize, restart: Restart
         if end == End::Stopped {
             return body;
         }
-        let pause = if slot.must_stop() { None } else { restart.pause(failures, start.elapsed()) };
+        let pause = if slot.must_stop() || end == End::Refused {
+            None
+        } else {
+            restart.pause(failures, start.elapsed())
+        };
         let Some(pause) = pause else {
             slot.set_state(WorkerState::GivenUp);
             return body;

@@ -271,6 +271,13 @@ impl Turns {
         }
     }
 
+    /// Some port wants the kernel to be told that its rings have work.
+    #[inline(always)]
+    #[must_use]
+    pub fn wants_kick(&self) -> bool {
+        self.ports.iter().any(|port| port.queue.tx.wants_kick() || port.queue.rx.wants_kick())
+    }
+
     /// Kicks the ports that want it, once: for workers that run without a kicker.
     #[inline]
     pub fn kick(&mut self, kernel: &Kernel) {

@@ -6,10 +6,12 @@
 
 use crate::app::App;
 use crate::control::{Slot, WorkerState};
+use crate::guard::{Guard, WorkerIsolation};
 use crate::turns::{Turns, WorkerBlocks};
 use isoplane_drivers::Queue;
+use isoplane_isolation::{Prepared, Refused, Status, StrictError};
 use isoplane_memory::stats::Segment;
-use isoplane_memory::{Clock, FrameCache, Kernel, Pool, Survey};
+use isoplane_memory::{Clock, FrameCache, Pool, Survey};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,7 +33,8 @@ pub enum Idle {
     /// Poll on: for a CPU that is the worker's alone.
     #[default]
     Spin,
-    /// Give the CPU away (`sched_yield`, a system call): for machines with fewer CPUs than spinners.
+    /// Give the CPU away (`sched_yield`, a system call, so a visit to the slow path under isolation): for
+    /// machines with fewer CPUs than spinners.
     Yield,
 }
 
@@ -95,12 +98,29 @@ pub(crate) struct Body {
     pub(crate) blocks: WorkerBlocks,
     pub(crate) segment: Arc<Segment>,
     pub(crate) time: Time,
+    pub(crate) isolation: Option<WorkerIsolation>,
+    pub(crate) status: Status,
     pub(crate) main: Box<dyn Main>,
 }
 
 /// The loop, compiled for one kind of app.
 pub(crate) trait Main: Send {
-    fn run(&self, setup: &Setup<'_>, turns: &mut Turns, pace: &Pace<'_>);
+    /// Builds the app, isolates the worker, makes turns until it is asked to stop, drains.
+    fn run(
+        &self,
+        setup: &Setup<'_>,
+        turns: &mut Turns,
+        pace: &Pace<'_>,
+        prepared: Option<&mut Prepared>,
+    ) -> Result<(), Cut>;
+}
+
+/// Why a worker's loop ended before it was asked to.
+pub(crate) enum Cut {
+    /// It could not be isolated.
+    Refused(Refused),
+    /// Its isolation was broken, and the program wants it to stop then. It has drained.
+    Broken(StrictError),
 }
 
 /// What the loop needs to know besides ports and app.
@@ -114,12 +134,22 @@ pub(crate) struct Pace<'a> {
 pub(crate) struct MainOf<F>(pub(crate) F);
 
 impl<A: App, F: Fn(&Setup<'_>) -> A + Send> Main for MainOf<F> {
-    fn run(&self, setup: &Setup<'_>, turns: &mut Turns, pace: &Pace<'_>) {
+    fn run(
+        &self,
+        setup: &Setup<'_>,
+        turns: &mut Turns,
+        pace: &Pace<'_>,
+        prepared: Option<&mut Prepared>,
+    ) -> Result<(), Cut> {
         let mut app = (self.0)(setup);
+        pace.warm_up(&mut app, turns);
+        let mut guard = Guard::arm(prepared).map_err(Cut::Refused)?;
         pace.slot.set_state(WorkerState::Running);
-        pace.turns_until_stopped(&mut app, turns);
+        let result = pace.turns_until_stopped(&mut app, turns, &mut guard);
+        drop(guard);
         pace.slot.set_state(WorkerState::Draining);
         pace.drain(&mut app, turns);
+        result.map_err(Cut::Broken)
     }
 }
 
@@ -127,42 +157,65 @@ impl<A: App, F: Fn(&Setup<'_>) -> A + Send> Main for MainOf<F> {
 const DRAIN_RECEIVE: Duration = Duration::from_millis(50);
 /// Longest time that it then waits for its transmissions to complete.
 const DRAIN_TRANSMIT: Duration = Duration::from_millis(400);
+/// Turns before a worker is isolated.
+const WARM_UP_TURNS: u32 = 16;
 
 impl Pace<'_> {
     #[inline(always)]
-    fn turns_until_stopped<A: App>(&self, app: &mut A, turns: &mut Turns) {
-        let kernel = Kernel::outside_isolation();
+    fn turns_until_stopped<A: App>(
+        &self,
+        app: &mut A,
+        turns: &mut Turns,
+        guard: &mut Guard<'_>,
+    ) -> Result<(), StrictError> {
         let mut count = self.slot.turns();
         while !self.slot.must_stop() {
             let report = turns.turn(app, self.time.now());
-            if self.inline_kicks {
-                turns.kick(&kernel);
+            if self.inline_kicks && turns.wants_kick() {
+                // A kick that the budget refuses is made in a later turn.
+                let _ = guard.enter(|kernel| turns.kick(kernel));
             }
             count = count.wrapping_add(1);
             self.slot.turn_ended(count);
+            guard.turn()?;
             if report.received == 0 {
-                self.rest();
+                self.rest(guard);
+            }
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn rest(&self, guard: &mut Guard<'_>) {
+        match self.idle {
+            Idle::Spin => std::hint::spin_loop(),
+            Idle::Yield => {
+                let _ = guard.enter(|_| std::thread::yield_now());
             }
         }
     }
 
-    #[inline(always)]
-    fn rest(&self) {
-        match self.idle {
-            Idle::Spin => std::hint::spin_loop(),
-            Idle::Yield => std::thread::yield_now(),
+    /// A few turns before isolation, so that what is touched for the first time is touched now.
+    fn warm_up<A: App>(&self, app: &mut A, turns: &mut Turns) {
+        for _ in 0..WARM_UP_TURNS {
+            if self.slot.must_stop() {
+                return;
+            }
+            turns.turn(app, self.time.now());
+            if self.inline_kicks && turns.wants_kick() {
+                let _ = Guard::Free.enter(|kernel| turns.kick(kernel));
+            }
         }
     }
 
     /// Forwards what has arrived, then waits for what was sent; both for a bounded time.
     fn drain<A: App>(&self, app: &mut A, turns: &mut Turns) {
-        let kernel = Kernel::outside_isolation();
         let mut step = |turns: &mut Turns| {
             let report = turns.turn(app, self.time.now());
-            if self.inline_kicks {
-                turns.kick(&kernel);
+            if self.inline_kicks && turns.wants_kick() {
+                let _ = Guard::Free.enter(|kernel| turns.kick(kernel));
             }
-            self.rest();
+            self.rest(&mut Guard::Free);
             report.received
         };
         let start = Instant::now();
@@ -182,16 +235,38 @@ impl Pace<'_> {
 pub(crate) enum End {
     Stopped,
     Panicked,
+    /// It could not be isolated, and will not be next time.
+    Refused,
 }
 
 impl Body {
+    /// Prepares the calling thread for isolation, if the worker shall have it; else only pins it and
+    /// locks what its process inherited.
+    pub(crate) fn prepare(&self, placement: Placement) -> Result<Option<Prepared>, Refused> {
+        match &self.isolation {
+            Some(isolation) => isolation.prepare(self.cpu, &self.status).map(Some),
+            None => {
+                crate::affinity::prepare(&self.name, self.cpu, placement);
+                Ok(None)
+            }
+        }
+    }
+
     /// One incarnation. Gives the body back, for the next one or to be closed.
-    pub(crate) fn live(mut self, slot: &Slot) -> (Self, End) {
+    pub(crate) fn live(mut self, slot: &Slot, prepared: Result<Option<Prepared>, Refused>) -> (Self, End) {
         let restarts = slot.count_start();
         slot.set_state(WorkerState::Starting);
         if restarts > 0 {
             self.recover();
         }
+        let mut prepared = match prepared {
+            Ok(prepared) => prepared,
+            Err(refused) => {
+                slot.say(&refused.to_string());
+                slot.set_state(WorkerState::Dead);
+                return (self, End::Refused);
+            }
+        };
         let mut turns = Turns::new(self.queues, self.frames, &self.segment, &self.blocks);
         let setup = Setup {
             worker: &self.name,
@@ -201,12 +276,22 @@ impl Body {
             time: self.time,
         };
         let pace = Pace { slot, idle: self.idle, inline_kicks: self.inline_kicks, time: self.time };
-        let result = catch_unwind(AssertUnwindSafe(|| self.main.run(&setup, &mut turns, &pace)));
+        let run = || self.main.run(&setup, &mut turns, &pace, prepared.as_mut());
+        let result = catch_unwind(AssertUnwindSafe(run));
+        drop(prepared);
         let (queues, frames) = turns.into_parts();
         self.queues = queues;
         self.frames = frames;
         match result {
-            Ok(()) => {
+            Ok(Err(Cut::Refused(refused))) => {
+                slot.say(&refused.to_string());
+                slot.set_state(WorkerState::Dead);
+                (self, End::Refused)
+            }
+            Ok(ended) => {
+                if let Err(Cut::Broken(error)) = ended {
+                    slot.say(&error.to_string());
+                }
                 slot.set_in_hand(self.frames.len() as u32);
                 slot.set_state(WorkerState::Stopped);
                 (self, End::Stopped)

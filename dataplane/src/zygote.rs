@@ -8,7 +8,7 @@
 
 use crate::builder::Restart;
 use crate::control::{Control, WorkerState};
-use crate::worker::{Body, End};
+use crate::worker::{Body, End, Placement};
 use bytemuck::{Pod, Zeroable};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -42,6 +42,8 @@ pub(crate) const FORK_FAILED: u32 = 5;
 
 /// Exit code of a worker whose app panicked.
 const PANICKED: i32 = 101;
+/// Exit code of a worker that could not be isolated: it would fare no better next time.
+const REFUSED: i32 = 103;
 /// Exit code of a worker whose parent was gone before it could ask to die with it.
 const ORPHANED: i32 = 102;
 
@@ -238,13 +240,18 @@ impl Zygote<'_> {
         unsafe { body.frames.adopt() };
         set_name(&format!("iso-{}", body.name));
         report_panics_to(control.clone(), worker);
-        crate::affinity::prepare_process(&body.name, body.cpu);
-        let (body, end) = body.live(slot);
+        let prepared = body.prepare(Placement::Process);
+        // Whoever changes user or group is not asked to die with its parent any more.
+        if !die_with(zygote) {
+            return ORPHANED;
+        }
+        let (body, end) = body.live(slot, prepared);
         // The zygote's copy is the one that counts.
         std::mem::forget(body);
         match end {
             End::Stopped => 0,
             End::Panicked => PANICKED,
+            End::Refused => REFUSED,
         }
     }
 
@@ -283,8 +290,11 @@ impl Zygote<'_> {
         if status == 0 && slot.state() == WorkerState::Stopped {
             return self.tell(STOPPED, child, pid, status, Duration::ZERO);
         }
-        let pause =
-            if slot.must_stop() { None } else { self.restart.pause(child.failures, child.since.elapsed()) };
+        let pause = if slot.must_stop() || status == REFUSED as u32 {
+            None
+        } else {
+            self.restart.pause(child.failures, child.since.elapsed())
+        };
         match pause {
             Some(pause) => {
                 let long_life = child.since.elapsed() > self.restart.forgive_after();
@@ -305,6 +315,8 @@ impl Zygote<'_> {
 /// A panic in the worker leaves its message and place in the control slot; the program reports it.
 fn report_panics_to(control: Control, worker: usize) {
     std::panic::set_hook(Box::new(move |info| {
+        // What follows a panic enters the kernel, and is no breach: the worker is about to end.
+        isoplane_isolation::release();
         let text = info.payload_as_str().unwrap_or("panic");
         let place = info.location().map(|l| format!(" at {}:{}", l.file(), l.line()));
         control.slot(worker).say(&format!("{text}{}", place.unwrap_or_default()));

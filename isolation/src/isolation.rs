@@ -119,7 +119,7 @@ impl Isolation {
             return Err(refused(vec![Unmet::AlreadyPrepared]));
         }
         let mut unmet = Vec::new();
-        let backend = self.backend.resolve().map_err(|reason| unmet.push(reason)).ok();
+        let backend = self.backend.probe().map_err(|reason| unmet.push(reason)).ok();
         let status = match self.status.map_or_else(|| Status::create("alone"), Ok) {
             Ok(status) => Some(status),
             Err(error) => {

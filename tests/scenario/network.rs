@@ -5,10 +5,14 @@ use isoplane::blocks::CrossConnect;
 use isoplane::blocks::bridge::{Bridge, BridgeConfig};
 use isoplane::drivers::LinkState;
 use isoplane::drivers::xdp::{XdpConfig, XdpPort};
+use isoplane::isolation::Quiesce;
 use isoplane::memory::Batch;
 use isoplane::memory::stats::Field;
 use isoplane::memory::{HugePages, Pool, PoolConfig};
-use isoplane::{App, Dataplane, Idle, Kicks, PortId, PortRef, Restart, Running, Turn, Worker, WorkerState};
+use isoplane::{
+    App, Dataplane, Idle, Kicks, PortId, PortRef, Restart, Running, Turn, Worker, WorkerIsolation,
+    WorkerState,
+};
 use isoplane_lab::traffic::{Endpoint, Flow, FlowReport, Traffic};
 use isoplane_lab::{Namespace, VethEnd, veth};
 use std::mem::ManuallyDrop;
@@ -279,7 +283,7 @@ pub(crate) fn two_workers_on_two_queues() {
 struct Sealed {
     /// Never dropped: freeing it could be a system call.
     bridge: ManuallyDrop<Bridge>,
-    sealed: bool,
+    turns: u64,
 }
 
 impl App for Sealed {
@@ -288,9 +292,10 @@ impl App for Sealed {
     }
 
     fn turn(&mut self, turn: &mut Turn<'_>) {
-        if !self.sealed {
-            self.sealed = true;
-            crate::seal::seal().expect("a seccomp filter");
+        self.turns += 1;
+        // Not before the worker is isolated: that takes system calls.
+        if self.turns == 1000 {
+            turn.slow_path(|_| crate::seal::seal().expect("a seccomp filter")).expect("no budget");
         }
         self.bridge.turn(turn);
         turn.gauge(Bridge::FIELDS.len(), crate::seal::allocations());
@@ -312,9 +317,11 @@ pub(crate) fn sealed_bridge() {
     let mut worker = Worker::new("w0").idle(Idle::Spin).queue(a, 0).queue(b, 0);
     worker = worker.counters(&Bridge::FIELDS).counters(&[Field::gauge("allocations")]);
     plane.restart(Restart::Never);
+    // Quiescing after the slow path makes system calls too.
+    plane.isolation(WorkerIsolation { quiesce: Quiesce::empty(), ..WorkerIsolation::default() });
     plane.worker(worker, |_| Sealed {
         bridge: ManuallyDrop::new(Bridge::new(&BridgeConfig::new(2)).expect("bridge")),
-        sealed: false,
+        turns: 0,
     });
     let running = plane.launch().expect("launch");
     assert_nothing_lost(&hosts.exchange(Duration::from_millis(500)));

@@ -67,7 +67,10 @@ impl Backend {
     }
 
     /// The backend that this choice comes to on the running machine. For a thread that is not isolated.
-    pub(crate) fn resolve(self) -> Result<Self, Unmet> {
+    ///
+    /// # Errors
+    /// [`Unmet::Backend`] when it is not to be had.
+    pub fn probe(self) -> Result<Self, Unmet> {
         match self {
             Self::TaskIsolation => Err(Unmet::Backend {
                 backend: self,

@@ -1,0 +1,89 @@
+//! How a worker's isolation is asked for, and how its loop lives under it.
+//!
+//! Contract: workers are isolated unless the builder is told otherwise. [`Guard`] is all that the loop
+//! sees of it: one predictable branch a turn when nothing has happened.
+
+use isoplane_isolation::{
+    Backend, Budget, Cpu, Isolation, Mode, OnBreach, Prepared, Quiesce, Refused, Status, Strict, StrictError,
+};
+use isoplane_memory::Kernel;
+
+/// What isolation the workers of a dataplane get. The default is strict, by the best backend there is.
+#[derive(Debug, Clone)]
+pub struct WorkerIsolation {
+    /// How it is enforced.
+    pub backend: Backend,
+    /// What workers may do without a breach.
+    pub mode: Mode,
+    /// What is done about a breach. Under `Stop` the worker drains and ends, and is not started again.
+    pub on_breach: OnBreach,
+    /// What is finished on the CPU before a worker goes on.
+    pub quiesce: Quiesce,
+    /// How often a worker may visit the kernel.
+    pub budget: Budget,
+    /// Refuse to start where something would be weaker than full isolation.
+    pub insist: bool,
+}
+
+impl Default for WorkerIsolation {
+    fn default() -> Self {
+        Self {
+            backend: Backend::Auto,
+            mode: Mode::STRICT,
+            on_breach: OnBreach::Report,
+            quiesce: Quiesce::default(),
+            budget: Budget::UNLIMITED,
+            insist: false,
+        }
+    }
+}
+
+impl WorkerIsolation {
+    /// Prepares the calling thread, which is the worker's.
+    pub(crate) fn prepare(&self, cpu: Option<usize>, status: &Status) -> Result<Prepared, Refused> {
+        let _ = nix::sys::mman::mlockall(nix::sys::mman::MlockAllFlags::MCL_CURRENT);
+        cpu.map_or_else(Isolation::unpinned, |cpu| Isolation::on(Cpu(cpu)))
+            .backend(self.backend)
+            .mode(self.mode)
+            .on_breach(self.on_breach)
+            .quiesce(self.quiesce)
+            .budget(self.budget)
+            .insist(self.insist)
+            .status(status.clone())
+            .prepare()
+    }
+}
+
+/// What the loop of a worker is under.
+#[derive(Debug)]
+pub(crate) enum Guard<'a> {
+    /// Isolation.
+    Strict(Strict<'a>),
+    /// Nothing.
+    Free,
+}
+
+impl<'a> Guard<'a> {
+    /// Isolates the worker, if it was prepared for that.
+    pub(crate) fn arm(prepared: Option<&'a mut Prepared>) -> Result<Self, Refused> {
+        prepared.map_or(Ok(Self::Free), |prepared| prepared.arm().map(Self::Strict))
+    }
+
+    /// Once a turn.
+    #[inline(always)]
+    pub(crate) fn turn(&mut self) -> Result<(), StrictError> {
+        match self {
+            Self::Strict(strict) => strict.turn(),
+            Self::Free => Ok(()),
+        }
+    }
+
+    /// Enters the kernel: by the slow path under isolation. `None` when its budget is used up.
+    #[inline]
+    pub(crate) fn enter<R>(&mut self, visit: impl FnOnce(&Kernel) -> R) -> Option<R> {
+        match self {
+            Self::Strict(strict) => strict.slow_path(visit).ok(),
+            Self::Free => Some(visit(&Kernel::outside_isolation())),
+        }
+    }
+}
