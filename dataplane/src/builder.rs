@@ -8,6 +8,7 @@ use crate::app::App;
 use crate::control::Control;
 use crate::guard::WorkerIsolation;
 use crate::kicker;
+use crate::observer;
 use crate::running::{self, Running};
 use crate::turns::WorkerBlocks;
 use crate::watcher;
@@ -366,6 +367,11 @@ impl Builder {
             .collect();
         let port_blocks: Vec<_> =
             port_names.iter().map(|name| segment.block("", name, &watcher::PORT_FIELDS)).collect();
+        let isolation_blocks: Vec<_> = self
+            .workers
+            .iter()
+            .map(|(w, _)| segment.block(&w.name, "isolation", observer::field::fields()))
+            .collect();
         for ((worker, _), blocks) in self.workers.iter().zip(&mut blocks) {
             blocks.follow_links(worker.queues.iter().map(|(port, _)| port_blocks[port.0]).collect());
         }
@@ -427,6 +433,7 @@ impl Builder {
             targets,
             segment,
             supervisor_blocks,
+            isolation_blocks,
             port_blocks,
             kicker_block,
             control,

@@ -12,6 +12,7 @@
 //! | [`app`] | what a worker runs: the [`App`] trait and the [`Turn`] it is handed |
 //! | [`turns`] | the loop itself: receive, app, transmit, reclaim, one kick, counters |
 //! | [`kicker`] | the housekeeping thread that makes the workers' system calls for them |
+//! | [`observer`] | the housekeeping thread that counts what interrupted isolated workers |
 //! | [`blocks`] | reusable forwarding steps: cross-connect, learning bridge |
 //! | [`wire`] | packet formats: views over bytes, and values |
 #![deny(missing_docs, unsafe_code)]
@@ -22,8 +23,10 @@ pub mod blocks;
 pub mod builder;
 mod control;
 mod guard;
+
 pub mod kicker;
 pub mod message;
+pub mod observer;
 pub mod report;
 pub mod running;
 pub mod turns;

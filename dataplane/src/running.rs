@@ -8,11 +8,13 @@
 use crate::builder::{LaunchError, PortRef, Restart};
 use crate::control::{Control, WorkerState};
 use crate::kicker::{self, Target};
+use crate::observer;
 use crate::report::{PoolEnd, StopReport, WorkerEnd};
 use crate::watcher::{Shared, lock};
 use crate::worker::{Body, End, Placement, Time};
 use crate::zygote::{self, Handle};
 use isoplane_drivers::Port;
+use isoplane_isolation::Status;
 use isoplane_memory::recovery::Balance;
 use isoplane_memory::stats::{Block, BlockId, Segment, SegmentReader};
 use isoplane_memory::{FrameCache, Pool};
@@ -38,6 +40,7 @@ pub(crate) struct Parts {
     pub(crate) targets: Vec<Target>,
     pub(crate) segment: Arc<Segment>,
     pub(crate) supervisor_blocks: Vec<BlockId>,
+    pub(crate) isolation_blocks: Vec<BlockId>,
     pub(crate) port_blocks: Vec<BlockId>,
     pub(crate) kicker_block: BlockId,
     pub(crate) control: Control,
@@ -55,6 +58,7 @@ pub struct Running {
     bodies: Vec<Body>,
     threads: Vec<JoinHandle<Body>>,
     housekeeping: Vec<JoinHandle<()>>,
+    statuses: Vec<Status>,
     stopped: bool,
 }
 
@@ -100,6 +104,14 @@ pub(crate) fn start(parts: Parts) -> Result<Running, LaunchError> {
         last_words: Mutex::new(vec![None; bodies.len()]),
         ports: Mutex::new(ports),
     });
+    let mut observed = Vec::new();
+    for (body, id) in bodies.iter().zip(&parts.isolation_blocks) {
+        observed.push(observer::Worker {
+            name: body.name.clone(),
+            status: body.status.clone(),
+            block: block(*id)?,
+        });
+    }
     let spinning: Vec<usize> = bodies.iter().filter_map(|b| b.cpu).collect();
     // Fork first: from here on the program may have threads.
     let zygote = match placement {
@@ -116,6 +128,7 @@ pub(crate) fn start(parts: Parts) -> Result<Running, LaunchError> {
         bodies: Vec::new(),
         threads: Vec::new(),
         housekeeping: Vec::new(),
+        statuses: observed.iter().map(|worker| worker.status.clone()).collect(),
         stopped: false,
         segment,
         shared,
@@ -129,8 +142,14 @@ pub(crate) fn start(parts: Parts) -> Result<Running, LaunchError> {
     }
     running.start_kicker(parts.targets, kicker_block, time, parts.kicker_cpu, &spinning)?;
     running.start_watcher(worker_blocks, port_blocks)?;
+    running.start_observer(observed, time, &spinning)?;
     running.wait_until_started()?;
     Ok(running)
+}
+
+/// CPUs that we may use and no worker spins on.
+fn elsewhere(spinning: &[usize]) -> Vec<usize> {
+    crate::affinity::allowed().into_iter().filter(|cpu| !spinning.contains(cpu)).collect()
 }
 
 fn spawn<T: Send + 'static>(
@@ -166,9 +185,7 @@ impl Running {
         }
         let stop = Arc::clone(&self.shared.stop);
         // Anywhere but on a spinning worker's CPU, unless there is nowhere else.
-        let elsewhere: Vec<usize> =
-            crate::affinity::allowed().into_iter().filter(|cpu| !spinning.contains(cpu)).collect();
-        let cpus = cpu.map_or(elsewhere, |cpu| vec![cpu]);
+        let cpus = cpu.map_or_else(|| elsewhere(spinning), |cpu| vec![cpu]);
         if cpus.is_empty() {
             tracing::warn!(
                 "the kicker shares the CPUs of spinning workers: sending will wait for the scheduler"
@@ -196,6 +213,25 @@ impl Running {
         };
         self.housekeeping.push(spawn("iso-watcher", move || {
             shared.watch(events.as_ref(), &workers, &ports);
+        })?);
+        Ok(())
+    }
+
+    fn start_observer(
+        &mut self,
+        workers: Vec<observer::Worker>,
+        time: Time,
+        spinning: &[usize],
+    ) -> Result<(), LaunchError> {
+        let (control, stop) = (self.shared.control.clone(), Arc::clone(&self.shared.stop));
+        let cpus = elsewhere(spinning);
+        self.housekeeping.push(spawn("iso-observer", move || {
+            if !cpus.is_empty()
+                && let Err(error) = crate::affinity::pin(&cpus)
+            {
+                tracing::warn!("cannot keep the observer off the workers' CPUs: {error}");
+            }
+            observer::run(&workers, &control, time, &stop);
         })?);
         Ok(())
     }
@@ -241,6 +277,12 @@ impl Running {
     #[must_use]
     pub const fn segment(&self) -> &Arc<Segment> {
         &self.segment
+    }
+
+    /// A worker's status block: backend, breaches, interruptions, slow path.
+    #[must_use]
+    pub fn isolation(&self, worker: usize) -> Option<&Status> {
+        self.statuses.get(worker)
     }
 
     /// Number of workers.

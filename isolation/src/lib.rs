@@ -22,11 +22,11 @@
 pub mod backend;
 pub mod budget;
 pub mod cause;
+pub mod diagnostics;
 pub mod error;
 pub mod gaps;
 pub mod host;
 pub mod isolation;
-pub mod diagnostics;
 pub mod mode;
 pub mod observer;
 pub mod prepare;

@@ -10,10 +10,17 @@ fn this_machine_is_understood() {
     let report = host::check(&host, &Request::new(cpus));
     assert_eq!(report.checks.len(), CHECKS.len());
     for check in &report.checks {
-        eprintln!("{:14} {:18} {} | {} | {:?}", check.verdict, check.id, check.found, check.wanted, check.fix);
+        eprintln!(
+            "{:14} {:18} {} | {} | {:?}",
+            check.verdict, check.id, check.found, check.wanted, check.fix
+        );
         assert!(!check.found.is_empty() && !check.wanted.is_empty() && !check.why.is_empty(), "{}", check.id);
         assert_eq!(check.reason.is_some(), check.verdict == Verdict::NotApplicable, "{}", check.id);
-        assert!(check.verdict < Verdict::Warning || !check.fix.is_empty(), "{}: a problem without a fix", check.id);
+        assert!(
+            check.verdict < Verdict::Warning || !check.fix.is_empty(),
+            "{}: a problem without a fix",
+            check.id
+        );
     }
     eprintln!("{}", report.boot_line());
 }

@@ -1,0 +1,187 @@
+//! The observer: the housekeeping thread that counts what interrupted isolated workers, and publishes
+//! what their status blocks say.
+//!
+//! Contract: it looks every 50 ms, from a CPU that is not a worker's, and disturbs none of them; it
+//! writes the workers' "isolation" blocks of the statistics segment, and a line of log for each event
+//! that a user may want to know of. Workers report their breaches themselves; those of a worker that
+//! is dead and will not be started again are reported here.
+
+use crate::control::Control;
+use crate::worker::Time;
+use isoplane_isolation::observer::{Event, Finding, Observer, Watched};
+use isoplane_isolation::{Cause, Status};
+use isoplane_memory::stats::{Block, Field};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// Words of a worker's "isolation" block: these, then `breach_CAUSE` and `interruption_CAUSE` for each
+/// [`Cause`] in the order of their numbers.
+pub mod field {
+    use super::{Cause, Field, LazyLock};
+    /// [`Backend::number`](isoplane_isolation::Backend::number); 0 for a worker that is not isolated.
+    pub const BACKEND: usize = 0;
+    /// [`State`](isoplane_isolation::State).
+    pub const STATE: usize = 1;
+    /// Times armed.
+    pub const ARMED: usize = 2;
+    /// System calls outside the slow path.
+    pub const SYSCALLS: usize = 3;
+    /// Page faults that the backend caught, and those that the kernel counted where it cannot.
+    pub const PAGE_FAULTS: usize = 4;
+    /// Visits to the slow path.
+    pub const VISITS: usize = 5;
+    /// Visits that the budget refused.
+    pub const REFUSED: usize = 6;
+    /// Time spent in the slow path.
+    pub const VISIT_NS: usize = 7;
+    /// Longest visit.
+    pub const LONGEST_VISIT_NS: usize = 8;
+    /// Time that the worker wanted to run and did not.
+    pub const RUN_DELAY_NS: usize = 9;
+    /// Time that the hypervisor took: a gap.
+    pub const STEAL_NS: usize = 10;
+    /// Faults that the kernel counted for the worker while it was isolated: in user mode and in visits.
+    pub const KERNEL_PAGE_FAULTS: usize = 11;
+    /// Allocations served from the arena.
+    pub const ALLOCATIONS: usize = 12;
+    /// Allocations that did not fit it.
+    pub const ARENA_EXHAUSTED: usize = 13;
+    /// Diagnostic records written.
+    pub const RECORDS: usize = 14;
+    /// Diagnostic records lost.
+    pub const RECORDS_LOST: usize = 15;
+    /// First of the breaches by cause.
+    pub const BREACHES: usize = 16;
+    /// First of the interruptions by cause.
+    pub const INTERRUPTIONS: usize = BREACHES + Cause::COUNT;
+
+    /// The fields, in order.
+    #[must_use]
+    pub fn fields() -> &'static [Field] {
+        static FIELDS: LazyLock<Vec<Field>> = LazyLock::new(|| {
+            let mut fields = vec![
+                Field::gauge("isolation_backend"),
+                Field::gauge("isolation_state"),
+                Field::counter("armed"),
+                Field::counter("worker_syscalls"),
+                Field::counter("worker_page_faults"),
+                Field::counter("slow_path_visits"),
+                Field::counter("slow_path_refused"),
+                Field::counter("slow_path_ns"),
+                Field::gauge("slow_path_longest_ns"),
+                Field::counter("run_delay_ns"),
+                Field::counter("steal_ns"),
+                Field::counter("kernel_page_faults"),
+                Field::counter("arena_allocations"),
+                Field::counter("arena_exhausted"),
+                Field::counter("diagnostics"),
+                Field::counter("diagnostics_lost"),
+            ];
+            for prefix in ["breach", "interruption"] {
+                // Made once, and names of fields live as long as the program.
+                let name = |cause: Cause| &*String::leak(format!("{prefix}_{}", cause.name()));
+                fields.extend(Cause::ALL.map(|cause| Field::counter(name(cause))));
+            }
+            fields
+        });
+        &FIELDS
+    }
+}
+
+/// One worker, as the observer knows it.
+pub(crate) struct Worker {
+    pub(crate) name: String,
+    pub(crate) status: Status,
+    pub(crate) block: Block,
+}
+
+/// Looks at the workers until `stop`, and once more then.
+pub(crate) fn run(workers: &[Worker], control: &Control, time: Time, stop: &AtomicBool) {
+    let watched = |w: &Worker| Watched { name: w.name.clone(), status: w.status.clone() };
+    let mut observer = Observer::new(workers.iter().map(watched).collect());
+    loop {
+        let last = stop.load(Ordering::Acquire);
+        for finding in observer.sample() {
+            if let Some(worker) = workers.iter().find(|w| w.name == finding.worker) {
+                add(worker, &finding);
+            }
+        }
+        for (worker, slot) in workers.iter().zip(control.slots()) {
+            publish(worker, time);
+            if slot.state().is_final() || last {
+                report_left_over(worker);
+            }
+        }
+        if last {
+            return;
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// Adds what only the finding tells, and says what happened.
+fn add(worker: &Worker, finding: &Finding) {
+    let block = &worker.block;
+    block.add(field::RUN_DELAY_NS, finding.run_delay.as_nanos() as u64);
+    block.add(field::STEAL_NS, finding.steal.as_nanos() as u64);
+    block.add(field::KERNEL_PAGE_FAULTS, finding.page_faults.minor + finding.page_faults.major);
+    for event in &finding.events {
+        match event {
+            // The watcher reports deaths, with their reason.
+            Event::Gone => {}
+            event => tracing::warn!(worker = worker.name, "an isolated worker was disturbed: {event}"),
+        }
+    }
+}
+
+fn publish(worker: &Worker, time: Time) {
+    let (status, block) = (&worker.status, &worker.block);
+    let now = status.snapshot();
+    let ns = |ticks| match time {
+        Time::Tsc(clock) => clock.to_nanos(ticks),
+        // Ticks of a counter whose rate nobody vouches for.
+        Time::Kernel(_) => 0,
+    };
+    let seen = |cause| now.breaches.of(cause).wrapping_add(now.allowed.of(cause));
+    let values = [
+        u64::from(status.backend().map_or(0, isoplane_isolation::Backend::number)),
+        now.state as u64,
+        now.armed,
+        seen(Cause::Syscall),
+        seen(Cause::PageFault),
+        now.slow_path_visits,
+        now.slow_path_refused,
+        ns(now.slow_path_ticks),
+        ns(now.longest_visit_ticks),
+    ];
+    for (at, value) in values.into_iter().enumerate() {
+        block.set(at, value);
+    }
+    block.set(field::ALLOCATIONS, now.allocations);
+    block.set(field::ARENA_EXHAUSTED, now.arena_exhausted);
+    block.set(field::RECORDS, now.records);
+    block.set(field::RECORDS_LOST, now.records_lost);
+    for (cause, n) in now.breaches.iter() {
+        block.set(field::BREACHES + usize::from(cause.number()), n);
+    }
+    for (cause, n) in now.interruptions.iter() {
+        block.set(field::INTERRUPTIONS + usize::from(cause.number()), n);
+    }
+}
+
+/// A worker that ended at its breach had no chance to report it.
+fn report_left_over(worker: &Worker) {
+    for (number, breach) in worker.status.breaches(worker.status.reported()) {
+        let cause = breach.cause.name();
+        tracing::error!(
+            worker = worker.name,
+            number,
+            cause,
+            "isolation was broken, and the worker ended: {breach}"
+        );
+    }
+    worker.status.set_reported();
+}
