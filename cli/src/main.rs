@@ -9,6 +9,8 @@
 mod cpus;
 mod demo;
 mod format;
+mod noise;
+mod progress;
 mod top;
 
 use clap::{Parser, Subcommand};
@@ -30,6 +32,8 @@ struct Cli {
 enum Command {
     /// Move real traffic between two network namespaces through a bridge on a worker.
     Demo(demo::Args),
+    /// Measure what is taken from a thread that spins on a CPU, and by whom.
+    Noise(noise::Args),
     /// Show the counters of running dataplanes.
     Top(top::Args),
 }
@@ -41,12 +45,13 @@ fn main() -> ExitCode {
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(demo::above_progress)
+        .with_writer(progress::above)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .init();
     let result = match cli.command {
         Command::Demo(args) => demo::run(&args).map_err(|e| Box::new(e) as Box<dyn std::error::Error>),
+        Command::Noise(args) => noise::run(&args).map_err(Into::into),
         Command::Top(args) => top::run(&args).map_err(Into::into),
     };
     result.unwrap_or_else(|error| {

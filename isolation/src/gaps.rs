@@ -14,12 +14,16 @@
 #![allow(unsafe_code, reason = "atomics in shared memory; see each block")]
 
 use isoplane_memory::{Clock, Region, RegionConfig, RegionError};
+use std::ops::ControlFlow;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Gaps that are kept with their time: the longest.
 pub const LONGEST: usize = 32;
+
+/// Steps of a slice of [`Spinner::run`].
+pub const SLICE: u32 = 1000;
 
 /// Each power of two of ticks has 2^5 buckets, so a length is known to about 3 %.
 const SUB_BITS: u32 = 5;
@@ -58,6 +62,9 @@ struct Entry {
 /// The words of a block; all zero: nothing was measured. One thread writes them.
 #[repr(C, align(128))]
 struct Words {
+    /// Not 0: whoever watches wants the loop to end. The one word that others write.
+    stop: AtomicU64,
+    _apart: [u64; 15],
     threshold: AtomicU64,
     from: AtomicU64,
     until: AtomicU64,
@@ -113,6 +120,20 @@ pub struct Bucket {
     pub most: u64,
     /// How many.
     pub count: u64,
+}
+
+/// How far a loop is. Times are in ticks of its clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SoFar {
+    /// A loop has started.
+    pub started: bool,
+    /// Time that it watched.
+    pub watched: u64,
+    /// Gaps that it found.
+    pub count: u64,
+    /// The longest of them; 0 when there is none.
+    pub longest: u64,
 }
 
 /// What was measured. Times are in ticks of the loop's clock.
@@ -191,11 +212,23 @@ impl Gaps {
         unsafe { self.words.as_ref() }
     }
 
-    /// How many gaps there are so far, and the longest of them in ticks.
+    /// What there is so far; cheaper than a whole report. All is 0 until a loop starts.
     #[must_use]
-    pub fn so_far(&self) -> (u64, u64) {
+    pub fn so_far(&self) -> SoFar {
         let w = self.words();
-        (get(&w.count), get(&w.longest))
+        let from = get(&w.from);
+        SoFar {
+            started: from != 0,
+            watched: get(&w.until).wrapping_sub(from),
+            count: get(&w.count),
+            longest: get(&w.longest),
+        }
+    }
+
+    /// Asks the loop to end: [`Spinner::run`] returns after the slice that it is in, and a loop that
+    /// starts later ends after its first one.
+    pub fn ask_to_stop(&self) {
+        self.words().stop.store(1, Ordering::Relaxed);
     }
 
     /// Reads the block. Numbers of a loop that still runs may be from slightly different moments.
@@ -248,7 +281,8 @@ impl Gaps {
             word.store(0, Ordering::Relaxed);
         }
         words.threshold.store(threshold, Ordering::Relaxed);
-        let last = clock();
+        // A start at 0 would look like none.
+        let last = clock().max(1);
         words.from.store(last, Ordering::Relaxed);
         words.until.store(last, Ordering::Relaxed);
         Spinner { words, clock, threshold, last, least_kept: 0 }
@@ -273,6 +307,23 @@ impl std::fmt::Debug for Words {
 }
 
 impl<C: FnMut() -> u64> Spinner<'_, C> {
+    /// Runs slices until this many ticks were watched, [`Gaps::ask_to_stop`] was called, or `between`
+    /// breaks; it is called after each slice, about every twenty microseconds, and what it does is
+    /// watched like everything else.
+    pub fn run<B>(&mut self, ticks: u64, mut between: impl FnMut() -> ControlFlow<B>) -> ControlFlow<B> {
+        let from = get(&self.words.from);
+        loop {
+            self.slice(SLICE);
+            if let ControlFlow::Break(value) = between() {
+                return ControlFlow::Break(value);
+            }
+            let watched = self.last.wrapping_sub(from);
+            if get(&self.words.stop) != 0 || watched >= ticks {
+                return ControlFlow::Continue(());
+            }
+        }
+    }
+
     /// Runs this many steps.
     #[inline]
     pub fn slice(&mut self, steps: u32) {
@@ -348,11 +399,11 @@ pub fn calibrate(mut clock: impl FnMut() -> u64) -> u64 {
     *steps.select_nth_unstable(TRIES / 2).1
 }
 
-/// The threshold to take where nobody chose one: ten median steps, and at least 100 ns. A kernel entry
+/// The threshold to take where nobody chose one: ten median steps, and at least 200 ns. A kernel entry
 /// costs more than that on any machine, and what a CPU does by itself (a cache miss, a divide) less.
 #[must_use]
 pub fn threshold(median: u64, clock: &Clock) -> u64 {
-    median.saturating_mul(10).max(clock.to_ticks(std::time::Duration::from_nanos(100)))
+    median.saturating_mul(10).max(clock.to_ticks(std::time::Duration::from_nanos(200)))
 }
 
 #[cfg(test)]

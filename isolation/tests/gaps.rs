@@ -1,9 +1,10 @@
 //! The gap-measuring loop against a clock whose gaps are known.
 
-use isoplane_isolation::gaps::{Bucket, Gap, Gaps, LONGEST, calibrate, threshold};
+use isoplane_isolation::gaps::{Bucket, Gap, Gaps, LONGEST, SLICE, calibrate, threshold};
 use isoplane_memory::Clock;
 use proptest::prelude::*;
 use std::cell::Cell;
+use std::ops::ControlFlow;
 
 /// Ticks of an ordinary step.
 const STEP: u64 = 40;
@@ -66,7 +67,8 @@ fn known_gaps_are_found_exactly() {
     assert_eq!(first, Gap { at: report.from + 9 * STEP + 5_000, ticks: 5_000 });
     let share = report.lost as f64 / (report.watched - report.unwatched) as f64;
     assert!((report.lost_share() - share).abs() < 1e-12);
-    assert_eq!(gaps.so_far(), (3, 1_000_000));
+    let so_far = gaps.so_far();
+    assert_eq!((so_far.count, so_far.longest, so_far.watched), (3, 1_000_000, report.watched));
 }
 
 #[test]
@@ -79,6 +81,35 @@ fn time_between_slices_is_watched() {
     spinner.slice(10);
     let report = gaps.report();
     assert_eq!((report.count, report.longest), (1, 9_000 + STEP));
+}
+
+#[test]
+fn it_runs_for_its_time_or_until_somebody_wants_an_end() {
+    let clock = Script::new(0, &[]);
+    let gaps = Gaps::create("run").unwrap();
+    let go_on = || ControlFlow::<()>::Continue(());
+    let slice = u64::from(SLICE) * STEP;
+    assert!(gaps.spinner(|| clock.read(), THRESHOLD).run(5 * slice - 1, go_on).is_continue());
+    assert_eq!(gaps.report().watched, 5 * slice);
+    let mut slices = 0;
+    let ended = gaps.spinner(|| clock.read(), THRESHOLD).run(u64::MAX, || {
+        slices += 1;
+        if slices == 3 { ControlFlow::Break("enough") } else { ControlFlow::Continue(()) }
+    });
+    assert_eq!(ended, ControlFlow::Break("enough"));
+    assert_eq!(gaps.report().steps, 3 * u64::from(SLICE));
+    let mut slices = 0;
+    let ended = gaps.spinner(|| clock.read(), THRESHOLD).run(u64::MAX, || {
+        slices += 1;
+        if slices == 2 {
+            gaps.ask_to_stop();
+        }
+        go_on()
+    });
+    assert!(ended.is_continue());
+    assert_eq!(gaps.report().steps, 2 * u64::from(SLICE));
+    assert!(gaps.spinner(|| clock.read(), THRESHOLD).run(u64::MAX, go_on).is_continue());
+    assert_eq!(gaps.report().steps, u64::from(SLICE), "asked before it started");
 }
 
 #[test]
@@ -132,6 +163,7 @@ fn a_new_loop_starts_from_nothing() {
 #[test]
 fn a_loop_is_watched_from_another_thread() {
     let gaps = Gaps::create("shared").unwrap();
+    assert!(!gaps.so_far().started);
     let theirs = gaps.clone();
     let looping = std::thread::spawn(move || {
         let long = [(3, 5_000), (20, 6_000)];
@@ -139,7 +171,8 @@ fn a_loop_is_watched_from_another_thread() {
         theirs.spinner(|| clock.read(), THRESHOLD).slice(50);
     });
     looping.join().unwrap();
-    assert_eq!(gaps.so_far(), (2, 6_000));
+    assert!(gaps.so_far().started);
+    assert_eq!(gaps.report().count, 2);
 }
 
 #[test]
@@ -150,7 +183,7 @@ fn the_threshold_follows_the_clock() {
         eprintln!("skipped: this machine's kernel does not keep time by the TSC");
         return;
     };
-    let floor = clock.to_ticks(std::time::Duration::from_nanos(100));
+    let floor = clock.to_ticks(std::time::Duration::from_nanos(200));
     assert_eq!(threshold(0, &clock), floor);
     assert_eq!(threshold(floor, &clock), 10 * floor);
     assert_eq!(threshold(u64::MAX, &clock), u64::MAX);

@@ -10,8 +10,8 @@ mod report;
 
 use crate::cpus::Cpus;
 use crate::format::{bps, grouped, pps, short_time};
+use crate::progress;
 use hdrhistogram::Histogram;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use isoplane::blocks::bridge::{Bridge, BridgeConfig, BridgeError};
 use isoplane::drivers::xdp::XdpError;
 use isoplane::memory::stats::{SegmentReader, StatsError};
@@ -21,10 +21,10 @@ use isoplane_lab::LabError;
 use isoplane_lab::traffic::{FlowReport, Traffic, round_trips};
 use report::{Ended, Report, Scenery};
 use signal_hook::consts::{SIGINT, SIGTERM};
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// Arguments of `isoplane demo`.
@@ -129,27 +129,6 @@ struct Scene {
     closing: Box<dyn FnOnce()>,
 }
 
-/// The progress line, for messages to go above it.
-static PROGRESS: OnceLock<ProgressBar> = OnceLock::new();
-
-/// Standard error, with the progress line out of the way: for log messages.
-pub(crate) fn above_progress() -> impl Write {
-    struct Above;
-    impl Write for Above {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            match PROGRESS.get() {
-                Some(bar) => bar.suspend(|| std::io::stderr().write_all(bytes))?,
-                None => std::io::stderr().write_all(bytes)?,
-            }
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            std::io::stderr().flush()
-        }
-    }
-    std::io::LineWriter::new(Above)
-}
-
 /// Frames of the worker, beyond those in rings.
 const WORKER_FRAMES: u32 = 1024;
 
@@ -245,9 +224,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, DemoError> {
         flows: &flows,
         stop: &stop_report,
     });
-    if let Some(bar) = PROGRESS.get() {
-        bar.finish_and_clear();
-    }
+    progress::finish();
     if reader_left {
         return Ok(ExitCode::SUCCESS);
     }
@@ -280,7 +257,7 @@ fn watch(
     stop: &AtomicBool,
 ) -> Ended {
     let length = Duration::from_secs(args.seconds);
-    let bar = progress(length);
+    let bar = progress::line(length);
     let (mut frames, mut bytes, mut at) = (0, 0, started);
     loop {
         if stop.load(Ordering::Relaxed) {
@@ -324,22 +301,6 @@ fn line(rate: f64, bits: f64, flows: &[FlowReport]) -> String {
 fn percentiles(all: &Histogram<u64>) -> (Option<u64>, Option<u64>) {
     let at = |quantile| (!all.is_empty()).then(|| all.value_at_quantile(quantile));
     (at(0.5), at(0.99))
-}
-
-/// A line that is drawn again and again; none when nobody would see it.
-fn progress(length: Duration) -> Option<&'static ProgressBar> {
-    if !std::io::stderr().is_terminal() {
-        return None;
-    }
-    let bar = PROGRESS.get_or_init(|| {
-        let target = ProgressDrawTarget::stderr_with_hz(10);
-        let bar = ProgressBar::with_draw_target(Some(length.as_millis() as u64), target);
-        let style = ProgressStyle::with_template("{spinner:.cyan} {bar:12.cyan/black.bright} {wide_msg}")
-            .unwrap_or_else(|_| ProgressStyle::default_bar());
-        bar.set_style(style.progress_chars("━╸━"));
-        bar
-    });
-    Some(bar)
 }
 
 /// Waits until nothing moves any more: what the flows sent last is through.
