@@ -86,6 +86,13 @@ pub trait Comparison {
 /// Every comparison there is.
 #[must_use]
 pub fn all() -> Vec<Box<dyn Comparison>> {
-    use crate::{afxdp::AfXdp, null::Null, wire::Load};
-    vec![Box::new(Null), Box::new(AfXdp(Load::TxOnly)), Box::new(AfXdp(Load::Overload))]
+    use crate::{afxdp::AfXdp, diag, diag::Diag, null::Null, wire::Load};
+    vec![
+        Box::new(Null),
+        Box::new(AfXdp(Load::TxOnly)),
+        Box::new(AfXdp(Load::Overload)),
+        Box::new(Diag(diag::Line::Integers)),
+        Box::new(Diag(diag::Line::Formatted)),
+        Box::new(Diag(diag::Line::Message)),
+    ]
 }

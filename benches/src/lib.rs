@@ -6,6 +6,7 @@
 //! | [`report`] | medians, ratios, spread; the table and the JSON |
 //! | [`null`] | MAC swap between null ports, against testpmd |
 //! | [`afxdp`], [`wire`], [`bpf`] | forwarding over veth, against testpmd; generator and sink for it |
+//! | [`diag`] | one log event of a worker, against a formatter that writes a file |
 //! | [`testpmd`] | DPDK's testpmd as a child process |
 //! | [`hugepages`] | huge pages for the time of a run, for both sides |
 //!
@@ -16,6 +17,7 @@
 pub mod afxdp;
 pub mod bpf;
 pub mod comparison;
+pub mod diag;
 pub mod hugepages;
 pub mod null;
 pub mod report;
