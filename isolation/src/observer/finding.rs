@@ -1,5 +1,6 @@
 //! What an observer found out about one worker in one interval.
 
+use super::senders::Sender;
 use crate::cause::{Cause, Interruptions};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,9 @@ pub struct Finding {
     pub interruptions: Interruptions,
     /// The rows behind the causes that have many: devices, soft interrupts, unknown ones.
     pub lines: Vec<Line>,
+    /// Who sent IPIs to the CPU, those that sent most first; empty when that is not known (see
+    /// [`Senders`](super::Senders)).
+    pub senders: Vec<Sender>,
     /// What else happened, in words.
     pub events: Vec<Event>,
     /// Faults that the kernel counted for the thread, in user mode and inside system calls.

@@ -4,6 +4,7 @@ use super::Watched;
 use super::finding::{Event, Finding, Missing, PageFaults};
 use super::parse::{self, ThreadStat, ThreadStatus};
 use super::procfs::{Kept, ProcFs};
+use super::senders::{Sender, SenderTally};
 use super::table::{Stand, Table};
 use crate::cause::Cause;
 use crate::status::{Snapshot, State};
@@ -20,12 +21,15 @@ pub(super) struct Shared<'a> {
     pub(super) softirqs: &'a Table,
     pub(super) stat: &'a [u8],
     pub(super) online: Option<String>,
+    pub(super) senders: &'a [Sender],
     pub(super) now: Instant,
 }
 
 /// One worker.
 pub(super) struct Track {
     pub(super) watched: Watched,
+    /// Who sent IPIs to it while it was isolated.
+    pub(super) senders: SenderTally,
     fs: ProcFs,
     thread: Option<Thread>,
 }
@@ -59,7 +63,7 @@ struct Base {
 
 impl Track {
     pub(super) fn new(watched: Watched, fs: ProcFs) -> Self {
-        Self { watched, fs, thread: None }
+        Self { watched, senders: SenderTally::default(), fs, thread: None }
     }
 
     /// Looks once, and adds what it found to the status block.
@@ -91,7 +95,11 @@ impl Track {
             self.thread = None;
             return None;
         }
-        attributed.then_some(finding)
+        if !attributed {
+            return None;
+        }
+        self.senders.add(&finding.senders);
+        Some(finding)
     }
 }
 
@@ -162,6 +170,8 @@ impl Thread {
         if from == armed_on || stat.processor == armed_on {
             finding.interruptions = seen;
             finding.lines = lines;
+            let to = |sender: &&Sender| Some(sender.to) == self.cpu;
+            finding.senders = shared.senders.iter().filter(to).cloned().collect();
         }
         let now = self.base.insert(now);
         let Some(before) = before else {

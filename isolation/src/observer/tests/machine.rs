@@ -16,7 +16,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// A CPU for the worker and another one, or the reason why there are none, said aloud.
-fn cpus() -> Option<(u32, u32)> {
+pub(super) fn cpus() -> Option<(u32, u32)> {
     let set = sched_getaffinity(Pid::from_raw(0)).unwrap();
     let mut all = (0..CpuSet::count()).rev().filter(|cpu| set.is_set(*cpu).unwrap());
     let two = all.next().zip(all.next()).map(|(worker, other)| (worker as u32, other as u32));
@@ -26,21 +26,21 @@ fn cpus() -> Option<(u32, u32)> {
     two
 }
 
-fn pin(thread: Pid, cpu: u32) {
+pub(super) fn pin(thread: Pid, cpu: u32) {
     let mut set = CpuSet::new();
     set.set(cpu as usize).unwrap();
     sched_setaffinity(thread, &set).unwrap();
 }
 
 /// A thread of this process that spins on a CPU.
-struct Spinner {
+pub(super) struct Spinner {
     tid: Pid,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Spinner {
-    fn on(cpu: u32) -> Self {
+    pub(super) fn on(cpu: u32) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let (send, tid) = channel();
         let seen = Arc::clone(&stop);
@@ -54,7 +54,7 @@ impl Spinner {
         Self { tid: tid.recv().unwrap(), stop, thread: Some(thread) }
     }
 
-    fn id(&self) -> (u32, u32) {
+    pub(super) fn id(&self) -> (u32, u32) {
         (getpid().as_raw() as u32, self.tid.as_raw() as u32)
     }
 }
@@ -143,8 +143,22 @@ impl Watch {
     }
 }
 
+/// Maps, touches and unmaps memory 500 times in a thread of this name on a CPU.
+pub(super) fn unmap(name: &str, cpu: u32) {
+    let work = move || {
+        pin(Pid::from_raw(0), cpu);
+        for _ in 0..500 {
+            // Larger than what the allocator keeps.
+            let mut memory = vec![0u8; 64 << 20];
+            memory[0] = 1;
+            std::hint::black_box(&memory);
+        }
+    };
+    std::thread::Builder::new().name(name.to_owned()).spawn(work).unwrap().join().unwrap();
+}
+
 /// What the kernel's table says of a row and a CPU.
-fn interrupts(row: &str, cpu: u32) -> u64 {
+pub(super) fn interrupts(row: &str, cpu: u32) -> u64 {
     let table = std::fs::read_to_string("/proc/interrupts").unwrap();
     let column =
         table.lines().next().unwrap().split_whitespace().position(|c| c == format!("CPU{cpu}")).unwrap();
@@ -247,17 +261,7 @@ fn a_sibling_that_unmaps_shoots_the_tlb_down() {
     let spinner = Spinner::on(cpu);
     let mut watch = Watch::new(spinner.id(), cpu);
     let before = interrupts("TLB", cpu);
-    std::thread::spawn(move || {
-        pin(Pid::from_raw(0), other);
-        for _ in 0..500 {
-            // Larger than what the allocator keeps: mapped, touched, unmapped.
-            let mut memory = vec![0u8; 64 << 20];
-            memory[0] = 1;
-            std::hint::black_box(&memory);
-        }
-    })
-    .join()
-    .unwrap();
+    unmap("unmapper", other);
     let came = interrupts("TLB", cpu) - before;
     watch.look();
     if came == 0 {

@@ -1,6 +1,7 @@
 //! The observer on trees made for it, and on the running kernel.
 
 mod machine;
+mod senders;
 mod trees;
 
 use super::*;
