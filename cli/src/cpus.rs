@@ -1,6 +1,6 @@
 //! Which CPU does what.
 
-use isoplane::{Idle, Kicks};
+use isoplane::Idle;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 pub(crate) struct Cpus {
     /// The worker's; `None` when there is only one for everybody.
     pub(crate) worker: Option<usize>,
-    /// The kicker's; `None`: the worker kicks itself.
+    /// The kicker's own; `None`: it shares those of everybody else.
     pub(crate) kicker: Option<usize>,
     /// Everybody else's.
     pub(crate) others: Vec<usize>,
@@ -37,11 +37,6 @@ impl Cpus {
     /// A worker that shares its CPU gives it away when it has nothing to do.
     pub(crate) const fn idle(&self) -> Idle {
         if self.worker.is_some() { Idle::Spin } else { Idle::Yield }
-    }
-
-    /// Who had better kick: a kicker where it has a CPU of its own.
-    pub(crate) const fn kicks(&self) -> Kicks {
-        if self.kicker.is_some() { Kicks::Kicker } else { Kicks::Inline }
     }
 
     /// Without a CPU for a kicker: everybody else gets it.
@@ -82,7 +77,6 @@ mod tests {
         assert_eq!(of(3), Cpus { worker: Some(2), kicker: None, others: vec![0, 1] });
         assert_eq!(of(4), Cpus { worker: Some(3), kicker: Some(2), others: vec![0, 1] });
         assert_eq!(of(1).idle(), Idle::Yield);
-        assert_eq!(of(4).kicks(), Kicks::Kicker);
         assert_eq!(of(4).without_kicker(), Cpus { worker: Some(3), kicker: None, others: vec![0, 1, 2] });
     }
 }

@@ -40,16 +40,14 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value_t = Ports::Auto)]
     ports: Ports,
     /// Who tells the kernel that rings have work.
-    #[arg(long, value_enum, default_value_t = WhoKicks::Auto)]
+    #[arg(long, value_enum, default_value_t = WhoKicks::Kicker)]
     kicks: WhoKicks,
 }
 
 /// Who tells the kernel that rings have work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum WhoKicks {
-    /// A kicker where it can have a CPU of its own, else the worker.
-    Auto,
-    /// The worker itself, once a turn.
+    /// The worker itself, once a turn: each kick is a visit to the slow path.
     Inline,
     /// A housekeeping thread, so that the worker makes no system call.
     Kicker,
@@ -147,7 +145,6 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, DemoError> {
     let root = nix::unistd::geteuid().is_root();
     let mut cpus = Cpus::share_out();
     let kicks = match args.kicks {
-        WhoKicks::Auto => cpus.kicks(),
         WhoKicks::Kicker => Kicks::Kicker,
         WhoKicks::Inline => {
             cpus = cpus.without_kicker();
@@ -192,6 +189,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, DemoError> {
     let running = builder.launch()?;
     cpus.stay_off();
     let reader = running.segment().reader()?;
+    let status = running.isolation(0).expect("there is one worker").clone();
     let mut reader_left = false;
     if !args.json {
         let headline = report::headline(&driver, &cpus, kicks, &scenery, args.seconds);
@@ -223,6 +221,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, DemoError> {
         reader: &reader,
         flows: &flows,
         stop: &stop_report,
+        status: &status,
     });
     progress::finish();
     if reader_left {

@@ -5,6 +5,7 @@ use crate::cpus::Cpus;
 use crate::format::{bps, bytes, grouped, grouped_signed, pps, short_time};
 use crate::top::{Snapshot, View, table, view};
 use hdrhistogram::Histogram;
+use isoplane::isolation::{Cause, Interruptions, Status};
 use isoplane::memory::stats::SegmentReader;
 use isoplane::{Kicks, StopReport};
 use isoplane_lab::traffic::{FlowReport, round_trips};
@@ -46,6 +47,7 @@ pub(super) struct Facts<'a> {
     pub(super) reader: &'a SegmentReader,
     pub(super) flows: &'a [FlowReport],
     pub(super) stop: &'a StopReport,
+    pub(super) status: &'a Status,
 }
 
 /// What the demo found. Times are in microseconds, rates per second.
@@ -57,6 +59,8 @@ pub(super) struct Report {
     /// needs to be told.
     kicks: &'static str,
     worker_cpu: Option<usize>,
+    #[serde(flatten)]
+    isolation: Isolation,
     worker_restarts: u64,
     /// Why it ended: `time`, `signal` or `failure`.
     ended: &'static str,
@@ -80,6 +84,59 @@ pub(super) struct Report {
     pool_frames_missing: i64,
     /// What went wrong, in words; the exit code is 0 when this is empty.
     pub(super) problems: Vec<String>,
+}
+
+/// How the worker was isolated, and what came of it.
+#[derive(Debug, Serialize)]
+struct Isolation {
+    /// What enforced it.
+    backend: &'static str,
+    /// Kernel entries that were caught, by cause.
+    breaches: BTreeMap<&'static str, u64>,
+    /// Kernel entries that were only seen, by cause.
+    interruptions: BTreeMap<&'static str, u64>,
+    /// Visits to the kernel by permission.
+    slow_path_visits: u64,
+    /// System calls that the worker made outside of those.
+    worker_syscalls: u64,
+    /// Page faults that it took.
+    worker_page_faults: u64,
+}
+
+impl Isolation {
+    fn of(status: &Status) -> Self {
+        let now = status.snapshot();
+        let all = |counts: &Interruptions| counts.iter().map(|(cause, n)| (cause.name(), n)).collect();
+        let seen = |cause| now.breaches.of(cause) + now.allowed.of(cause);
+        Self {
+            backend: status.backend().map_or("none", |backend| backend.name()),
+            breaches: all(&now.breaches),
+            interruptions: all(&now.interruptions),
+            slow_path_visits: now.slow_path_visits,
+            worker_syscalls: seen(Cause::Syscall),
+            worker_page_faults: seen(Cause::PageFault),
+        }
+    }
+
+    fn write(&self, out: &mut impl Write) -> io::Result<()> {
+        let list = |counts: &BTreeMap<&str, u64>| {
+            let some: Vec<String> = counts
+                .iter()
+                .filter(|(_, n)| **n > 0)
+                .map(|(cause, n)| format!("{} {}", grouped(*n), cause.replace('_', " ")))
+                .collect();
+            if some.is_empty() { "none".to_owned() } else { some.join(", ") }
+        };
+        writeln!(out, "isolation by {}: breaches: {}", self.backend, list(&self.breaches))?;
+        writeln!(out, "  interruptions seen on its CPU: {}", list(&self.interruptions))?;
+        writeln!(
+            out,
+            "  system calls {} · page faults {} · slow-path visits {}",
+            grouped(self.worker_syscalls),
+            grouped(self.worker_page_faults),
+            grouped(self.slow_path_visits)
+        )
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -143,6 +200,7 @@ impl Report {
                 Kicks::Inline => "inline",
             },
             worker_cpu: facts.cpus.worker,
+            isolation: Isolation::of(facts.status),
             worker_restarts: view.workers.iter().map(|w| w.restarts).sum(),
             ended: match facts.ended {
                 Ended::Time => "time",
@@ -178,6 +236,10 @@ impl Report {
         }
         if self.frames_lost != 0 {
             problems.push(format!("{} frames were lost", grouped_signed(self.frames_lost)));
+        }
+        let breaches: u64 = self.isolation.breaches.values().sum();
+        if breaches > 0 {
+            problems.push(format!("the worker's isolation was broken, {breaches} times"));
         }
         if self.worker_restarts > 0 {
             let times = if self.worker_restarts == 1 { "once" } else { "more than once" };
@@ -274,7 +336,8 @@ impl Report {
             time(self.rtt_p99_us),
             grouped_signed(self.frames_lost),
             if self.drops.values().all(|n| *n == 0) { " · no drops" } else { "" },
-        )
+        )?;
+        self.isolation.write(out)
     }
 }
 
