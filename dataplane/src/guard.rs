@@ -41,7 +41,6 @@ impl Default for WorkerIsolation {
 impl WorkerIsolation {
     /// Prepares the calling thread, which is the worker's.
     pub(crate) fn prepare(&self, cpu: Option<usize>, status: &Status) -> Result<Prepared, Refused> {
-        let _ = nix::sys::mman::mlockall(nix::sys::mman::MlockAllFlags::MCL_CURRENT);
         cpu.map_or_else(Isolation::unpinned, |cpu| Isolation::on(Cpu(cpu)))
             .backend(self.backend)
             .mode(self.mode)

@@ -5,7 +5,7 @@
 
 use crate::backend::Backend;
 use crate::cause::Breach;
-use crate::isolation::Cpu;
+use crate::prepare::cpu::{Cpu, CpuError, CpuList};
 use nix::errno::Errno;
 use std::fmt;
 
@@ -15,15 +15,18 @@ use std::fmt;
 pub enum Unmet {
     /// The thread may run on more CPUs than one, or on another than the one it was prepared for.
     #[error(
-        "the thread may run on CPUs {allowed:?}, not on {cpu} alone: something changed its affinity \
-         after it was prepared; prepare it again"
+        "the thread may run on {allowed}, not on {cpu} alone: something changed its affinity after it was \
+         prepared; prepare it again"
     )]
     AllowedCpus {
         /// The CPU it was prepared for.
-        cpu: usize,
+        cpu: Cpu,
         /// What it may run on.
-        allowed: Vec<usize>,
+        allowed: CpuList,
     },
+    /// The CPU is not to be had.
+    #[error(transparent)]
+    Cpu(#[from] CpuError),
     /// The backend cannot work here.
     #[error("the backend {backend} is not to be had: {reason}")]
     Backend {
@@ -66,6 +69,9 @@ pub enum Weakness {
          caught; use a kernel with syscall user dispatch (Linux 5.11 or later, x86-64)"
     )]
     NothingEnforced,
+    /// Preparing the thread could not get everything.
+    #[error(transparent)]
+    Thread(#[from] crate::prepare::Weakness),
     /// The thread has no CPU of its own.
     #[error(
         "the thread is not pinned to a CPU: the scheduler may move it, and interrupts cannot be counted for it; give it a CPU"
@@ -100,8 +106,8 @@ pub struct Refused {
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("cannot isolate this thread")?;
-        if let Some(Cpu(cpu)) = self.cpu {
-            write!(f, " on CPU {cpu}")?;
+        if let Some(cpu) = self.cpu {
+            write!(f, " on {cpu}")?;
         }
         f.write_str(":")?;
         match self.unmet.as_slice() {

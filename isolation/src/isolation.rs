@@ -9,14 +9,15 @@ use crate::backend::{Backend, Engine};
 use crate::budget::{Budget, Purse};
 use crate::error::{Refused, Unmet, Weakness};
 use crate::mode::{Mode, OnBreach, Quiesce};
-pub use crate::prepare::cpu::Cpu;
+use crate::prepare::cpu::{self, Cpu, FormerAffinity};
+use crate::prepare::privileges::{self, PrivilegeError, Privileges};
+use crate::prepare::scheduling::{self, Scheduling};
+use crate::prepare::signals::{self, FormerMask};
+use crate::prepare::{self, memory};
 use crate::status::{Status, bump};
 use crate::strict::Strict;
 use crate::thread::{Page, Setup, Thread};
 use isoplane_memory::Clock;
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
-use nix::unistd::Pid;
 use std::marker::PhantomData;
 use std::sync::atomic::Ordering;
 
@@ -31,6 +32,8 @@ pub struct Isolation {
     budget: Budget,
     insist: bool,
     status: Option<Status>,
+    scheduling: Scheduling,
+    stack: usize,
 }
 
 impl Isolation {
@@ -53,6 +56,8 @@ impl Isolation {
             budget: Budget::UNLIMITED,
             insist: false,
             status: None,
+            scheduling: Scheduling::Auto,
+            stack: memory::STACK,
         }
     }
 
@@ -98,12 +103,64 @@ impl Isolation {
         self
     }
 
+    /// How the thread is scheduled.
+    #[must_use]
+    pub const fn scheduling(mut self, scheduling: Scheduling) -> Self {
+        self.scheduling = scheduling;
+        self
+    }
+
+    /// How many bytes of the stack are pre-faulted; 256 KiB if nothing is said.
+    #[must_use]
+    pub const fn stack(mut self, bytes: usize) -> Self {
+        self.stack = bytes;
+        self
+    }
+
     /// Where counts and breaches go, for a block that somebody else (a supervisor, an observer) maps
     /// too. Without this the thread gets a block of its own: see [`Prepared::status`].
     #[must_use]
     pub fn status(mut self, status: Status) -> Self {
         self.status = Some(status);
         self
+    }
+
+    /// What the thread does to itself, in the order that [`prepare`](crate::prepare) asks for. Says whether
+    /// it is a real-time thread now.
+    fn settle(&self, weaknesses: &mut Vec<Weakness>) -> Result<(Former, bool), Unmet> {
+        let mask = signals::block().map_err(|errno| Unmet::Call { call: "sigprocmask", errno })?;
+        let process = std::process::id();
+        let mut former = Former { mask, affinity: None, policy: None, process };
+        let mut facts = None;
+        if let Some(cpu) = self.cpu {
+            let (found, before) = cpu::pin(cpu)?;
+            former.affinity = Some(before);
+            weaknesses.extend(found.weaknesses().into_iter().map(Weakness::Thread));
+            facts = Some(found);
+        } else {
+            weaknesses.push(Weakness::NotPinned);
+        }
+        let mut note = |result: Result<(), prepare::Weakness>| {
+            weaknesses.extend(result.err().map(Weakness::Thread));
+        };
+        note(memory::tune_malloc());
+        note(memory::disable_thp());
+        note(memory::keep_pages_in_place());
+        let locked = memory::lock();
+        if matches!(locked, Err(prepare::Weakness::MemoryNotLocked { .. })) {
+            memory::touch_all();
+        }
+        note(locked);
+        note(memory::prefault_stack(self.stack).map(drop));
+        let mut real_time = false;
+        if let Some(facts) = facts {
+            let scheduled = scheduling::apply(self.scheduling, &facts);
+            former.policy = scheduled.former;
+            real_time = scheduled.real_time;
+            scheduled.weaknesses.into_iter().for_each(|weakness| note(Err(weakness)));
+            note(scheduling::fair_server(&facts));
+        }
+        Ok((former, real_time))
     }
 
     /// Prepares the calling thread: pins it, locks and pre-faults memory, takes the signals and events of
@@ -120,7 +177,7 @@ impl Isolation {
         }
         let mut unmet = Vec::new();
         let backend = self.backend.probe().map_err(|reason| unmet.push(reason)).ok();
-        let status = match self.status.map_or_else(|| Status::create("alone"), Ok) {
+        let status = match self.status.clone().map_or_else(|| Status::create("alone"), Ok) {
             Ok(status) => Some(status),
             Err(error) => {
                 unmet.push(Unmet::Status(error));
@@ -130,13 +187,8 @@ impl Isolation {
         let (Some(backend), Some(status), true) = (backend, status, unmet.is_empty()) else {
             return Err(refused(unmet));
         };
-        let former = Former::take().map_err(|error| refused(vec![error]))?;
         let mut weaknesses = Vec::new();
-        if let Some(cpu) = cpu {
-            pin(cpu).map_err(|error| refused(vec![error]))?;
-        } else {
-            weaknesses.push(Weakness::NotPinned);
-        }
+        let (former, real_time) = self.settle(&mut weaknesses).map_err(|error| refused(vec![error]))?;
         let purse = match self.budget {
             Budget::UNLIMITED => Purse::new(self.budget, 1, 0),
             budget => Purse::new(budget, ticks_per_second(), Clock::ticks()),
@@ -145,7 +197,7 @@ impl Isolation {
             mode: self.mode,
             on_breach: self.on_breach,
             quiesce: self.quiesce,
-            real_time: false,
+            real_time,
             gated: backend == Backend::Dispatch,
             purse,
         };
@@ -157,7 +209,7 @@ impl Isolation {
         let prepared = Prepared {
             engine,
             page,
-            former,
+            _former: former,
             cpu,
             backend,
             quiesce: self.quiesce,
@@ -176,32 +228,29 @@ impl Isolation {
     }
 }
 
-fn pin(cpu: Cpu) -> Result<(), Unmet> {
-    let failed = |call| move |errno| Unmet::Call { call, errno };
-    let mut only = CpuSet::new();
-    only.set(cpu.0).map_err(failed("CPU number"))?;
-    sched_setaffinity(Pid::from_raw(0), &only).map_err(failed("sched_setaffinity"))
-}
-
-/// What the thread had before it was prepared.
+/// What the thread had before it was prepared; given back when this is dropped.
 #[derive(Debug)]
 struct Former {
-    cpus: CpuSet,
-    mask: SigSet,
+    mask: FormerMask,
+    affinity: Option<FormerAffinity>,
+    policy: Option<scheduling::Former>,
+    /// The process this belongs to; a forked child that drops its copy changes nothing.
+    process: u32,
 }
 
-impl Former {
-    fn take() -> Result<Self, Unmet> {
-        let failed = |call| move |errno| Unmet::Call { call, errno };
-        let cpus = sched_getaffinity(Pid::from_raw(0)).map_err(failed("sched_getaffinity"))?;
-        let mut mask = SigSet::empty();
-        pthread_sigmask(SigmaskHow::SIG_SETMASK, None, Some(&mut mask)).map_err(failed("sigprocmask"))?;
-        Ok(Self { cpus, mask })
-    }
-
-    fn restore(&self) {
-        let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&self.mask), None);
-        let _ = sched_setaffinity(Pid::from_raw(0), &self.cpus);
+impl Drop for Former {
+    fn drop(&mut self) {
+        if self.process != std::process::id() {
+            return;
+        }
+        // Each may be refused for a reason that is not ours (privileges were dropped, CPUs are gone).
+        let policy = self.policy.take().map_or(Ok(()), |former| former.restore());
+        let affinity = self.affinity.take().map_or(Ok(()), |former| former.restore());
+        for (what, result) in [("scheduling", policy), ("CPUs", affinity), ("signals", self.mask.restore())] {
+            if let Err(errno) = result {
+                tracing::debug!("the thread does not get its former {what} back: {errno}");
+            }
+        }
     }
 }
 
@@ -210,7 +259,8 @@ impl Former {
 pub struct Prepared {
     pub(crate) engine: Engine,
     pub(crate) page: Page,
-    former: Former,
+    /// Dropped after engine and page: it opens signals again.
+    _former: Former,
     cpu: Option<Cpu>,
     backend: Backend,
     quiesce: Quiesce,
@@ -223,6 +273,21 @@ pub struct Prepared {
 }
 
 impl Prepared {
+    /// Drops privileges: after everything that needs them, before the program's own set-up. Says once what
+    /// is weaker for it. The wish to die with a parent is forgotten by the kernel and must be made again:
+    /// [`die_with_parent`](crate::prepare::privileges::die_with_parent).
+    ///
+    /// # Errors
+    /// [`PrivilegeError`]; the process may be between identities then, and should end.
+    pub fn drop_privileges(&mut self, privileges: Privileges) -> Result<(), PrivilegeError> {
+        let applied = privileges::apply(privileges)?;
+        for weakness in applied.weaknesses {
+            tracing::warn!("after dropping privileges: {weakness}");
+            self.weaknesses.push(Weakness::Thread(weakness));
+        }
+        Ok(())
+    }
+
     /// The backend that was taken.
     #[must_use]
     pub const fn backend(&self) -> Backend {
@@ -289,9 +354,9 @@ impl Prepared {
             return Err(refused(vec![Unmet::WrongThread]));
         }
         let mut unmet = Vec::new();
-        if let Some(Cpu(cpu)) = self.cpu {
-            let allowed = allowed();
-            if allowed != [cpu] {
+        if let Some(cpu) = self.cpu {
+            let allowed = cpu::allowed();
+            if !allowed.iter().eq([cpu]) {
                 unmet.push(Unmet::AllowedCpus { cpu, allowed });
             }
         }
@@ -333,7 +398,6 @@ impl Drop for Prepared {
     fn drop(&mut self) {
         if self.page.thread().is_here() {
             self.engine.unprepare();
-            self.former.restore();
         }
     }
 }
@@ -342,10 +406,4 @@ impl Drop for Prepared {
 /// CPUs have, so that a budget errs on the strict side.
 fn ticks_per_second() -> u64 {
     Clock::tsc().map_or(4_000_000_000, |clock| clock.hertz())
-}
-
-/// CPUs that the calling thread may run on.
-fn allowed() -> Vec<usize> {
-    let Ok(set) = sched_getaffinity(Pid::from_raw(0)) else { return Vec::new() };
-    (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).collect()
 }

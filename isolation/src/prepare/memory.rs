@@ -120,6 +120,35 @@ pub fn unlimited() -> bool {
     }
 }
 
+/// Touches every page that is mapped now, so that it does not fault for the first time later: the next
+/// best thing where locking is refused. Pages that fork(2) shares with the parent are copied, as they
+/// would be at the first write. The kernel may take each of them away again.
+///
+/// Mappings of more than 1 GiB are left out: such a size is rather a reservation than memory in use. A
+/// kernel before 5.14 does not know how, and nothing is touched then.
+pub fn touch_all() {
+    const LARGEST: usize = 1 << 30;
+    let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else { return };
+    for line in maps.lines() {
+        let Some((range, rights)) = line.split_once(' ') else { continue };
+        let Some((start, end)) = range.split_once('-') else { continue };
+        let (Ok(start), Ok(end)) = (usize::from_str_radix(start, 16), usize::from_str_radix(end, 16)) else {
+            continue;
+        };
+        let advice = match rights.as_bytes() {
+            [_, b'w', ..] => libc::MADV_POPULATE_WRITE,
+            [b'r', ..] => libc::MADV_POPULATE_READ,
+            _ => continue,
+        };
+        if end.saturating_sub(start) > LARGEST {
+            continue;
+        }
+        // SAFETY: populating changes no contents and takes no mapping away; a range that is gone by now,
+        // or is a device's, is refused.
+        unsafe { libc::madvise(start as *mut libc::c_void, end - start, advice) };
+    }
+}
+
 /// Touches `wanted` bytes of the calling thread's stack, so that calls of that depth do not fault.
 ///
 /// Returns how many bytes below the caller's frame were touched. The stack's own bounds are kept: its

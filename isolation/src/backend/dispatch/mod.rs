@@ -16,7 +16,6 @@ pub(crate) mod sys;
 use crate::error::{Unmet, Weakness};
 use crate::thread::Thread;
 use nix::errno::Errno;
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 use sys::FaultEvent;
 
 /// Whether the running kernel can do it, or why it cannot.
@@ -64,10 +63,6 @@ impl Engine {
     pub(crate) fn arm(&self, thread: &Thread) -> Result<(), Unmet> {
         let failed = |call| move |errno: Errno| Unmet::Call { call, errno };
         self.keep_signals(thread)?;
-        let mut ours = SigSet::empty();
-        ours.add(Signal::SIGSYS);
-        ours.add(Signal::SIGTRAP);
-        pthread_sigmask(SigmaskHow::SIG_UNBLOCK, Some(&ours), None).map_err(failed("sigprocmask"))?;
         if let Some(faults) = &self.faults {
             faults.switch(true).map_err(failed("switch the page-fault event on"))?;
         }
