@@ -99,6 +99,11 @@ pub enum Event {
         /// The CPU now.
         to: u32,
     },
+    /// It was moved to other CPUs, and is back where it was at the last sample.
+    MovedAndBack {
+        /// How often it was moved.
+        moves: u64,
+    },
     /// It is stopped by a signal, or by its tracer.
     Stopped {
         /// By its tracer.
@@ -126,6 +131,7 @@ impl fmt::Display for Event {
         match self {
             Self::AffinityChanged { from, to } => write!(f, "affinity changed from CPUs {from} to {to}"),
             Self::Migrated { from, to } => write!(f, "migrated from CPU {from} to CPU {to}"),
+            Self::MovedAndBack { moves } => write!(f, "moved to another CPU and back ({moves} moves)"),
             Self::Stopped { traced: true } => f.write_str("stopped by its tracer"),
             Self::Stopped { traced: false } => f.write_str("stopped"),
             Self::TracerAttached { tid } => write!(f, "thread {tid} traces it"),

@@ -15,9 +15,9 @@
 //! - One kernel entry may show under several causes: a tick that runs a soft interrupt and then lets
 //!   another thread run is a [`TimerTick`](Cause::TimerTick), a [`Softirq`](Cause::Softirq) and a
 //!   [`Preemption`](Cause::Preemption).
-//! - A thread that is moved away and back between two samples is not seen as
-//!   [`Migration`](Cause::Migration); a tracer that comes and goes, and a change of affinity that is undone,
-//!   leave no trace either. The switches of such a moment are seen.
+//! - A tracer that comes and goes between two samples leaves no trace, nor does a change of affinity that
+//!   is undone, but for the switches and moves of such a moment. A move away and back is seen where the
+//!   kernel has `/proc/PID/task/TID/sched`.
 //! - A yield of the slow path that lets another thread run counts as a [`Preemption`](Cause::Preemption).
 //! - Time that the hypervisor took ([`Finding::steal`]) is a gap, not a cause.
 //! - Who sent an IPI is said where tracepoints may be read: [`Senders`].
@@ -31,6 +31,7 @@
 //! | `/proc/interrupts`, `/proc/softirqs` | the causes of the table in `table.rs` |
 //! | `/proc/PID/task/TID/status` | preemptions (involuntary switches), stops (voluntary ones that nothing permits), affinity changes, tracers |
 //! | `/proc/PID/task/TID/stat` | migrations, stops, page faults (user and kernel mode, a number of its own) |
+//! | `/proc/PID/task/TID/sched` | how often it was moved (CONFIG_SCHED_DEBUG; always since 6.15) |
 //! | `/proc/PID/task/TID/schedstat` | time spent waiting for the CPU |
 //! | `/proc/stat` | steal |
 //! | `/sys/devices/system/cpu/online` | hotplug: each one stops all CPUs (`stop_machine`) |

@@ -149,6 +149,15 @@ pub(super) fn run_delay(bytes: &[u8]) -> Option<u64> {
     number(words(bytes).nth(1)?)
 }
 
+/// From `/proc/PID/task/TID/sched`: how often the thread was moved to another CPU (kernels with
+/// CONFIG_SCHED_DEBUG, and all since 6.15).
+pub(super) fn migrations(bytes: &[u8]) -> Option<u64> {
+    bytes.split(|byte| *byte == b'\n').find_map(|line| {
+        let value = line.strip_prefix(b"se.nr_migrations")?.trim_ascii_start().strip_prefix(b":")?;
+        number(value.trim_ascii())
+    })
+}
+
 /// From `/proc/stat`: `steal` of a CPU in units of USER_HZ (eighth number of its line).
 pub(super) fn steal(bytes: &[u8], cpu: u32) -> Option<u64> {
     for line in bytes.split(|byte| *byte == b'\n') {
@@ -243,6 +252,9 @@ mod tests {
         assert_eq!(steal(stat, 0), None);
         assert_eq!(steal(b"cpu1 1 2", 1), None);
         assert_eq!(run_delay(b"86909 64336 2\n"), Some(64336));
+        let sched = b"cat (1, #threads: 1)\n---\nse.nr_migrations_cold : 4\nse.nr_migrations    :    17\nprio : 120\n";
+        assert_eq!(migrations(sched), Some(17));
+        assert_eq!(migrations(b"se.nr_migrations 17"), None);
     }
 
     #[test]
@@ -261,6 +273,7 @@ mod tests {
                 let _ = users(row.rest);
             });
             let _ = (thread_stat(&bytes), thread_status(&bytes), run_delay(&bytes), steal(&bytes, 0));
+            let _ = migrations(&bytes);
         }
 
         #[test]

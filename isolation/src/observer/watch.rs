@@ -43,6 +43,7 @@ struct Thread {
     stat_file: Kept,
     status_file: Kept,
     delay_file: Kept,
+    sched_file: Kept,
     base: Option<Base>,
     interrupts: Stand,
     softirqs: Stand,
@@ -55,6 +56,7 @@ struct Base {
     stat: ThreadStat,
     status: Option<ThreadStatus>,
     delay: Option<u64>,
+    migrations: Option<u64>,
     steal: Option<u64>,
     online: Option<String>,
     /// A stop was counted by the thread's state, before the switch that goes with it was.
@@ -112,6 +114,7 @@ impl Thread {
             stat_file: fs.of_thread(id, "stat"),
             status_file: fs.of_thread(id, "status"),
             delay_file: fs.of_thread(id, "schedstat"),
+            sched_file: fs.of_thread(id, "sched"),
             base: None,
             interrupts: Stand::default(),
             softirqs: Stand::default(),
@@ -147,6 +150,7 @@ impl Thread {
         }
         let status = self.status_file.noted(missing).and_then(parse::thread_status);
         let delay = self.delay_file.noted(missing).and_then(parse::run_delay);
+        let migrations = self.sched_file.noted(missing).and_then(parse::migrations);
         let steal = self.cpu.and_then(|cpu| parse::steal(shared.stat, cpu));
         let now = Base {
             at: shared.now,
@@ -154,6 +158,7 @@ impl Thread {
             stat,
             status,
             delay,
+            migrations,
             steal,
             online: shared.online.clone(),
             stop_counted: false,
@@ -211,9 +216,13 @@ fn compare(before: &Base, now: &mut Base, finding: &mut Finding) {
         major: now.stat.major_faults.saturating_sub(before.stat.major_faults),
     };
     let seen = &mut finding.interruptions;
+    let moves = since(now.migrations, before.migrations);
     if now.stat.processor != before.stat.processor {
-        seen.add(Cause::Migration, 1);
+        seen.add(Cause::Migration, moves.max(1));
         finding.events.push(Event::Migrated { from: before.stat.processor, to: now.stat.processor });
+    } else if moves != 0 {
+        seen.add(Cause::Migration, moves);
+        finding.events.push(Event::MovedAndBack { moves });
     }
     if let (Some(to), Some(from)) = (&now.online, &before.online)
         && to != from

@@ -203,6 +203,35 @@ fn moving_a_worker_away_is_an_affinity_change_and_a_migration() {
 }
 
 #[test]
+fn a_move_away_and_back_between_two_samples_is_seen() {
+    let Some((cpu, other)) = cpus() else { return };
+    let process = Process::on(cpu);
+    let path = format!("/proc/{}/task/{}/sched", process.pid(), process.pid());
+    if !std::fs::exists(path).unwrap() {
+        eprintln!("skipped: this kernel does not count moves (no CONFIG_SCHED_DEBUG)");
+        return;
+    }
+    let mut watch = Watch::new(process.id(), cpu);
+    // It has to run there to have been there.
+    pin(process.pid(), other);
+    let processor = || {
+        let stat = std::fs::read(format!("/proc/{}/stat", process.pid())).unwrap();
+        parse::thread_stat(&stat).unwrap().processor
+    };
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while processor() != other {
+        assert!(Instant::now() < deadline);
+    }
+    pin(process.pid(), cpu);
+    while processor() != cpu {
+        assert!(Instant::now() < deadline);
+    }
+    watch.look();
+    assert_eq!(watch.seen.of(Cause::Migration), 2);
+    assert_eq!(watch.events, [Event::MovedAndBack { moves: 2 }]);
+}
+
+#[test]
 fn each_stop_is_counted_once() {
     let Some((cpu, _)) = cpus() else { return };
     let process = Process::on(cpu);

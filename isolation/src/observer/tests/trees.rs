@@ -20,6 +20,7 @@ struct ThreadText {
     voluntary: u64,
     involuntary: u64,
     delay: u64,
+    moves: u64,
 }
 
 const QUIET: ThreadText = ThreadText {
@@ -31,6 +32,7 @@ const QUIET: ThreadText = ThreadText {
     voluntary: 10,
     involuntary: 20,
     delay: 1000,
+    moves: 2,
 };
 
 const HEADER: &str = "           CPU0       CPU3       CPU5       \n";
@@ -62,7 +64,8 @@ impl Tree {
     }
 
     fn thread(&self, pid: u32, text: &ThreadText) {
-        let ThreadText { state, minor, processor, tracer, allowed, voluntary, involuntary, delay } = text;
+        let ThreadText { state, minor, processor, tracer, allowed, voluntary, involuntary, delay, moves } =
+            text;
         let at = |name: &str| format!("proc/{pid}/task/{pid}/{name}");
         let zeros = "0 ".repeat(26);
         self.write(
@@ -77,6 +80,7 @@ impl Tree {
             ),
         );
         self.write(&at("schedstat"), &format!("5 {delay} 9\n"));
+        self.write(&at("sched"), &format!("w (7, #threads: 1)\n---\nse.nr_migrations   :   {moves}\n"));
     }
 
     fn observer(&self, watched: &[Watched]) -> Observer {
@@ -195,7 +199,7 @@ fn counters_that_go_backwards_count_nothing_and_are_followed() {
     tree.interrupts("LOC: 0 100 0 x\n36: 0 50 0 chip  a\n");
     let (_worker, mut observer) = tree.observed();
     tree.interrupts("LOC: 0 90 0 x\n36: 0 0 0 chip  b\n");
-    tree.thread(7, &ThreadText { minor: 5, voluntary: 1, involuntary: 1, delay: 1, ..QUIET });
+    tree.thread(7, &ThreadText { minor: 5, voluntary: 1, involuntary: 1, delay: 1, moves: 1, ..QUIET });
     tree.steal(1);
     assert!(one(observer.sample()).is_quiet());
     tree.interrupts("LOC: 0 92 0 x\n36: 0 1 0 chip  b\n");
@@ -337,6 +341,20 @@ fn what_happens_to_the_thread_has_its_cause() {
     assert!(one(observer.sample()).is_quiet());
     tree.thread(7, &ThreadText { involuntary: 22, ..QUIET });
     assert_eq!(counts(&one(observer.sample())), [(Cause::Migration, 1), (Cause::AffinityChange, 1)]);
+}
+
+#[test]
+fn a_move_away_and_back_is_seen_and_none_is_counted_twice() {
+    let tree = Tree::new();
+    let (_worker, mut observer) = tree.observed();
+    tree.thread(7, &ThreadText { moves: 4, ..QUIET });
+    let finding = one(observer.sample());
+    assert_eq!(counts(&finding), [(Cause::Migration, 2)]);
+    assert_eq!(finding.events, [Event::MovedAndBack { moves: 2 }]);
+    tree.thread(7, &ThreadText { moves: 5, processor: 5, ..QUIET });
+    let finding = one(observer.sample());
+    assert_eq!(counts(&finding), [(Cause::Migration, 1)]);
+    assert_eq!(finding.events, [Event::Migrated { from: 3, to: 5 }]);
 }
 
 #[test]
