@@ -467,11 +467,17 @@ fn top_shows_a_running_demo() {
     assert!(bridge["turns_per_second"].as_f64().unwrap() > 0.0);
     assert_eq!(bridge["app"]["stations"], 2);
     assert_eq!(bridge["drops"]["malformed"], 0);
+    let isolation = &bridge["isolation"];
+    let backend = isolation["backend"].as_str().unwrap();
+    assert!(["dispatch", "advisory", "task-isolation"].contains(&backend), "{isolation:#}");
+    assert_eq!(isolation["breaches"]["total"], 0, "{isolation:#}");
+    assert!(isolation["interruptions"]["total"].is_u64() && isolation["armed"] == 1, "{isolation:#}");
     let ports: Vec<_> = bridge["ports"].as_array().unwrap().iter().map(|p| p["name"].clone()).collect();
     assert_eq!(ports, ["to-client", "to-server"]);
     assert!(bridge["ports"][0]["rx_frames"].as_u64().unwrap() > 0);
     let text = String::from_utf8(top(&["--once"]).stdout).unwrap();
-    for part in ["demo", "bridge", "running", "to-client", "to-server", "drops: none"] {
+    let isolated = format!("bridge: isolation: backend {backend} · ");
+    for part in ["demo", "bridge", "running", "to-client", "to-server", "drops: none", &isolated] {
         assert!(text.contains(part), "{part} is not in:\n{text}");
     }
     // Without a terminal it prints again and again, until nobody reads any more or nothing runs.

@@ -3,6 +3,7 @@
 //! Contract: it only reads. It maps each statistics segment read-only, so it can neither disturb a
 //! worker nor be disturbed by a program that dies; what it cannot inspect it does not list.
 
+mod isolation;
 mod screen;
 mod text;
 mod view;

@@ -1,7 +1,7 @@
 //! The live screen of `isoplane top`.
 
 use super::view::View;
-use super::{Args, Watched, search, text};
+use super::{Args, Watched, isolation, search, text};
 use crate::format::{grouped, pps};
 use ratatui::Frame;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
@@ -24,6 +24,15 @@ struct Watch {
     rates: VecDeque<u64>,
 }
 
+/// How it is looked at.
+#[derive(Debug, Clone, Copy, Default)]
+struct Look {
+    /// The numbers stand still.
+    paused: bool,
+    /// Isolation in full, by cause, instead of traffic.
+    isolation: bool,
+}
+
 /// Watches until a key or a signal ends it, or the last dataplane has ended.
 pub(super) fn run(
     args: &Args,
@@ -34,7 +43,7 @@ pub(super) fn run(
     let mut all: Vec<Watch> =
         watched.into_iter().map(|watched| Watch { watched, rates: VecDeque::new() }).collect();
     let mut shown = 0;
-    let mut paused = false;
+    let mut look = Look::default();
     // Puts the terminal back also after a panic.
     let mut terminal = ratatui::try_init()?;
     let result = (|| {
@@ -43,7 +52,7 @@ pub(super) fn run(
             if let Some(watch) = all.get(shown) {
                 let view = watch.watched.view();
                 let (place, gone) = ((shown, all.len()), !watch.watched.runs());
-                terminal.draw(|frame| draw(frame, &view, &watch.rates, place, paused, gone))?;
+                terminal.draw(|frame| draw(frame, &view, &watch.rates, place, look, gone))?;
             }
             while Instant::now() < next {
                 if stop.load(Ordering::Relaxed) {
@@ -62,7 +71,8 @@ pub(super) fn run(
                         KeyCode::BackTab | KeyCode::Left => {
                             shown = (shown + all.len().saturating_sub(1)) % all.len().max(1);
                         }
-                        KeyCode::Char(' ') => paused = !paused,
+                        KeyCode::Char(' ') => look.paused = !look.paused,
+                        KeyCode::Char('i') => look.isolation = !look.isolation,
                         _ => continue,
                     },
                     Event::Resize(..) => {}
@@ -74,7 +84,7 @@ pub(super) fn run(
                 continue;
             }
             next = Instant::now() + interval;
-            if paused {
+            if look.paused {
                 continue;
             }
             refresh(args, &mut all, &mut shown)?;
@@ -113,28 +123,20 @@ fn draw(
     view: &View,
     rates: &VecDeque<u64>,
     (shown, of): (usize, usize),
-    paused: bool,
+    look: Look,
     gone: bool,
 ) {
-    let drops = view.drops();
-    let app_lines = view.workers.iter().filter(|w| !w.app.is_empty()).count();
-    // An app's counters may need a second line.
-    let side = lines(drops.len().max(2 * app_lines).max(1));
-    let workers = lines(view.workers.len());
-    let ports = lines(view.workers.iter().map(|w| w.ports.len()).sum());
-    let [top, curve, worker_area, port_area, bottom, foot] = Layout::vertical([
+    let [top, middle, kicker, foot] = Layout::vertical([
         Constraint::Length(1),
-        Constraint::Min(4),
-        Constraint::Length(workers + 3),
-        Constraint::Length(ports + 3),
-        Constraint::Length(side + 2),
+        Constraint::Fill(1),
+        Constraint::Length(u16::from(view.kicker.is_some())),
         Constraint::Length(1),
     ])
     .areas(frame.area());
 
     let mark = if gone {
         " ENDED ".bold().black().on_red()
-    } else if paused {
+    } else if look.paused {
         " PAUSED ".bold().black().on_yellow()
     } else {
         " LIVE ".bold().black().on_green()
@@ -143,6 +145,41 @@ fn draw(
     // What may be cut off comes last.
     let title = vec![mark, which.dim(), " ".into(), Span::raw(text::headline(view))];
     frame.render_widget(Line::from(title), top);
+
+    if look.isolation {
+        draw_isolation(frame, middle, view);
+    } else {
+        draw_traffic(frame, middle, view, rates);
+    }
+
+    // Its delay is part of each packet's way, so it has a line that nothing else can push away.
+    if let Some(line) = text::kicker_line(view) {
+        frame.render_widget(Line::from(format!(" {line}")), kicker);
+    }
+    let other = if look.isolation { " traffic" } else { " isolation by cause" };
+    let mut keys =
+        vec![" q".bold(), " quit  ".dim(), "space".bold(), " pause  ".dim(), "i".bold(), other.dim()];
+    if of > 1 {
+        keys.extend(["  tab".bold(), " next dataplane".dim()]);
+    }
+    frame.render_widget(Line::from(keys), foot);
+}
+
+fn draw_traffic(frame: &mut Frame<'_>, area: Rect, view: &View, rates: &VecDeque<u64>) {
+    let drops = view.drops();
+    let app_lines = view.workers.iter().filter(|w| !w.app.is_empty()).count();
+    // An app's counters may need a second line.
+    let side = lines(drops.len().max(2 * app_lines).max(1));
+    let workers = lines(view.workers.len());
+    let ports = lines(view.workers.iter().map(|w| w.ports.len()).sum());
+    let [curve, worker_area, isolation_area, port_area, bottom] = Layout::vertical([
+        Constraint::Min(3),
+        Constraint::Length(workers + 3),
+        Constraint::Length(workers + 3),
+        Constraint::Length(ports + 3),
+        Constraint::Length(side + 2),
+    ])
+    .areas(area);
 
     draw_curve(frame, curve, view, rates);
     draw_table(
@@ -153,6 +190,7 @@ fn draw(
         text::worker_rows(view).iter().map(<[String; 8]>::as_slice),
         &[10, 9, 8, 9, 8, 7, 8, 9],
     );
+    draw_isolation_table(frame, isolation_area, view);
     draw_table(
         frame,
         port_area,
@@ -182,15 +220,42 @@ fn draw(
     }
     let counters = Paragraph::new(lines).wrap(Wrap { trim: true }).block(panel("app counters"));
     frame.render_widget(counters, right);
+}
 
-    let mut keys = vec![" q".bold(), " quit  ".dim(), "space".bold(), " pause".dim()];
-    if of > 1 {
-        keys.extend(["  tab".bold(), " next dataplane".dim()]);
+fn draw_isolation_table(frame: &mut Frame<'_>, area: Rect, view: &View) {
+    let rows = isolation::rows(view);
+    draw_table(
+        frame,
+        area,
+        "isolation",
+        &isolation::HEADER,
+        rows.iter().map(<[String; 9]>::as_slice),
+        &[6, 8, 9, 8, 11, 6, 6, 7, 7],
+    );
+}
+
+/// Every worker's isolation in full.
+fn draw_isolation(frame: &mut Frame<'_>, area: Rect, view: &View) {
+    let [table, rest] =
+        Layout::vertical([Constraint::Length(lines(view.workers.len()) + 3), Constraint::Fill(1)])
+            .areas(area);
+    draw_isolation_table(frame, table, view);
+    let mut lines: Vec<Line<'_>> = Vec::new();
+    // No screen shows more workers than it has lines.
+    for worker in view.workers.iter().take(usize::from(area.height)) {
+        lines.push(worker.name.clone().bold().into());
+        match &worker.isolation {
+            Some(isolation) => lines.extend(
+                isolation
+                    .lines()
+                    .into_iter()
+                    .map(|(title, text)| Line::from(vec![format!("  {title:<14} ").dim(), Span::raw(text)])),
+            ),
+            None => lines.push("  not isolated".into()),
+        }
     }
-    if let Some(kicker) = text::kicker_line(view) {
-        keys.push(Span::raw(format!("   {kicker}")));
-    }
-    frame.render_widget(Line::from(keys), foot);
+    let detail = Paragraph::new(lines).wrap(Wrap { trim: false }).block(panel("isolation by cause"));
+    frame.render_widget(detail, rest);
 }
 
 /// Lines to ask for; no screen has more.
@@ -256,6 +321,7 @@ fn draw_table<'a>(
 
 #[cfg(test)]
 mod tests {
+    use super::super::isolation::{Count, Entries, Isolation, SlowPath};
     use super::super::view::{Kicker, Port, Worker, WorkerPort};
     use super::*;
     use ratatui::Terminal;
@@ -270,6 +336,20 @@ mod tests {
             rx_pps: value as f64,
             tx_pps: value as f64,
             ..WorkerPort::default()
+        };
+        let entries = |cause| Entries {
+            total: value,
+            per_second: value as f64,
+            by_cause: [(cause, Count { total: value, per_second: value as f64 })].into(),
+        };
+        let isolation = Isolation {
+            backend: "dispatch",
+            state: "slow path",
+            armed: value,
+            breaches: entries("syscall"),
+            interruptions: entries("timer_tick"),
+            slow_path: SlowPath { visits: value, longest_ns: Some(value), ..SlowPath::default() },
+            ..Isolation::default()
         };
         View {
             name: "demo".to_owned(),
@@ -287,18 +367,28 @@ mod tests {
                 drops: [("policy".to_owned(), value), ("storm".to_owned(), value)].into(),
                 ports: ports.map(worker_port).into(),
                 app: [("stations".to_owned(), value)].into(),
+                isolation: Some(isolation),
                 ..Worker::default()
             }],
             ports: ports.map(|name| Port { name: name.to_owned(), link: "up", ..Port::default() }).into(),
-            kicker: Some(Kicker { delay_p50_ns: Some(u64::MAX >> 1), ..Kicker::default() }),
+            kicker: Some(Kicker {
+                kicks_per_second: value as f64,
+                delay_p50_ns: Some((1 << 14) - 1),
+                delay_p99_ns: Some((1 << 18) - 1),
+                ..Kicker::default()
+            }),
         }
     }
 
     /// What is on a screen of this size, line by line.
     fn screen(width: u16, height: u16, view: &View, rates: &[u64]) -> String {
+        looked_at(Look::default(), width, height, view, rates)
+    }
+
+    fn looked_at(look: Look, width: u16, height: u16, view: &View, rates: &[u64]) -> String {
         let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
         let rates = rates.iter().copied().collect();
-        terminal.draw(|frame| draw(frame, view, &rates, (1, 3), false, false)).unwrap();
+        terminal.draw(|frame| draw(frame, view, &rates, (1, 3), look, false)).unwrap();
         let cells = terminal.backend().buffer().content();
         let line = |cells: &[ratatui::buffer::Cell]| cells.iter().map(|c| c.symbol()).collect::<String>();
         cells.chunks(usize::from(width)).map(line).collect::<Vec<_>>().join("\n")
@@ -322,9 +412,35 @@ mod tests {
             "1,234",
             "stations",
             "quit",
-            "kicker:",
+            "kicker: 1.23 kkicks/s · delay p50 < 16.4 µs · p99 < 262 µs · errors 0",
+            "worker backend  state     breaches interrupted     /s visits longest   gap/s",
+            "bridge dispatch slow path    1,234       1,234 1.23 k  1,234 1.23 µs    0 ns",
         ] {
             assert!(text.contains(part), "{part} is not in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn isolation_in_full_is_a_key_away() {
+        let look = Look { isolation: true, ..Look::default() };
+        let text = looked_at(look, 80, 24, &sample(1234), &[]);
+        for part in [
+            "bridge dispatch slow path",
+            "backend dispatch · state slow path · armed 1,234 times",
+            "breaches       1,234: syscall 1,234 (1.23 k/s)",
+            "interruptions  1,234: timer_tick 1,234 (1.23 k/s)",
+            "1,234 visits · mean - · longest 1.23 µs",
+            "run delay 0 ns · steal 0 ns",
+            "kicker:",
+            "i traffic",
+        ] {
+            assert!(text.contains(part), "{part} is not in:\n{text}");
+        }
+        let mut many = sample(u64::MAX);
+        many.workers = vec![many.workers[0].clone(); 40_000];
+        many.workers[0].isolation = None;
+        for (width, height) in [(1, 1), (80, 1), (1, 24), (3, 3), (200, 60)] {
+            looked_at(look, width, height, &many, &[]);
         }
     }
 

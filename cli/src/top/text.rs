@@ -1,6 +1,6 @@
 //! A dataplane as text, for pipes and `--once`.
 
-use super::View;
+use super::{View, isolation};
 use crate::format::{bps, grouped, long_time, pps, scaled, short_time};
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use std::io::{self, Write};
@@ -95,6 +95,14 @@ pub(super) fn write(out: &mut impl Write, view: &View) -> io::Result<()> {
     let mut ports = table(&PORT_HEADER);
     ports.add_rows(port_rows(view));
     writeln!(out, "{ports}")?;
+    let mut isolated = table(&isolation::HEADER);
+    isolated.add_rows(isolation::rows(view));
+    writeln!(out, "{isolated}")?;
+    for worker in &view.workers {
+        for (title, text) in worker.isolation.iter().flat_map(isolation::Isolation::lines) {
+            writeln!(out, "{}: {title}: {text}", worker.name)?;
+        }
+    }
     let drops = view.drops();
     if drops.is_empty() {
         writeln!(out, "drops: none")?;

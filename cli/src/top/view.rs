@@ -1,5 +1,6 @@
 //! A statistics segment as a tree: workers with their ports, ports, the kicker; with rates.
 
+use super::isolation::Isolation;
 use isoplane::WorkerState;
 use isoplane::drivers::LinkState;
 use isoplane::memory::stats::{Kind, Row, SegmentReader};
@@ -18,6 +19,12 @@ impl Snapshot {
     /// Reads it now.
     pub(crate) fn of(reader: &SegmentReader) -> Self {
         Self { at: Instant::now(), rows: reader.rows() }
+    }
+
+    /// Pretends that it was taken some time before `later`.
+    #[cfg(test)]
+    pub(super) fn shift(&mut self, later: &Self, by: Duration) {
+        self.at = later.at - by;
     }
 }
 
@@ -64,6 +71,8 @@ pub(crate) struct Worker {
     pub(crate) ports: Vec<WorkerPort>,
     /// The app's own counters and gauges.
     pub(crate) app: BTreeMap<String, u64>,
+    /// Without a value in segments of programs that know of no isolation.
+    pub(crate) isolation: Option<Isolation>,
 }
 
 /// A port as one of its workers sees it.
@@ -152,7 +161,7 @@ fn percentile(buckets: &[u64], percent: u64) -> Option<u64> {
 }
 
 /// The rows of one block, and how its counters moved.
-struct Block<'a> {
+pub(super) struct Block<'a> {
     worker: &'a str,
     port: &'a str,
     rows: Vec<(&'a Row, u64)>,
@@ -175,7 +184,7 @@ impl<'a> Block<'a> {
         self.places.contains_key(name)
     }
 
-    fn value(&self, name: &str) -> u64 {
+    pub(super) fn value(&self, name: &str) -> u64 {
         self.find(name).map_or(0, |(row, _)| first(row))
     }
 
@@ -183,7 +192,7 @@ impl<'a> Block<'a> {
         self.find(name).map_or(0, |(_, moved)| moved)
     }
 
-    fn rate(&self, name: &str) -> f64 {
+    pub(super) fn rate(&self, name: &str) -> f64 {
         self.moved(name) as f64 / self.interval
     }
 
@@ -303,6 +312,8 @@ impl View {
                 tx_bits_per_second: block.rate("tx_bytes") * 8.0,
                 more: block.rest("", &known),
             });
+        } else if block.has("isolation_backend") {
+            worker.isolation = Some(Isolation::new(block));
         } else if block.has("state") {
             worker.state = state_name(block.value("state"));
             worker.pid = block.value("pid");
@@ -425,7 +436,7 @@ mod tests {
             block(kicker).record(3, delay);
         }
         let now = Snapshot::of(&reader);
-        before.at = now.at - Duration::from_secs(2);
+        before.shift(&now, Duration::from_secs(2));
 
         let view = view(&reader, &before, &now);
         assert_eq!((view.name.as_str(), view.pid), ("tree", std::process::id()));
