@@ -11,6 +11,21 @@
 //! interruption that an observer counts shows up here as a gap, and so does what nothing in the kernel
 //! accounts for (a system-management interrupt, a hypervisor that runs somebody else). See `oslat` and
 //! the kernel's `osnoise` tracer for the same idea.
+//!
+//! ```
+//! use isoplane_isolation::gaps::{self, Gaps};
+//! use isoplane_memory::Clock;
+//! use std::ops::ControlFlow;
+//!
+//! let gaps = Gaps::create("example")?;
+//! let median = gaps::calibrate(Clock::ticks);
+//! let mut spinner = gaps.spinner(Clock::ticks, 10 * median);
+//! let _ = spinner.run(10_000_000, || ControlFlow::<()>::Continue(()));
+//! let found = gaps.report();
+//! println!("{} gaps, the longest of {} ticks", found.count, found.longest);
+//! # assert!(found.watched >= 10_000_000 && found.steps > 0);
+//! # Ok::<(), isoplane_memory::RegionError>(())
+//! ```
 #![allow(unsafe_code, reason = "atomics in shared memory; see each block")]
 
 use isoplane_memory::{Clock, Region, RegionConfig, RegionError};

@@ -176,7 +176,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, NoiseError> {
                 problems.push(error.to_string());
                 ended = Ended::Failure;
             }
-            Err(error) => return Err(error),
+            Err(error) => {
+                progress::finish();
+                return Err(error);
+            }
         }
         if ended != Ended::Time {
             break;
