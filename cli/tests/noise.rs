@@ -150,7 +150,7 @@ fn check(measurement: &Value, mode: &str) {
         buckets.iter().flat_map(|bucket| [number(&bucket["from_ns"]), number(&bucket["to_ns"])]).collect();
     assert!(bounds.is_sorted(), "{bounds:?}");
     assert!(number(&gaps["steps"]) > 1000);
-    assert!(number(&gaps["threshold_ns"]) >= 199);
+    assert!(number(&gaps["threshold_ns"]) >= 200);
     if count > 0 {
         let percentiles: Vec<u64> = ["p50_ns", "p99_ns", "p99_9_ns", "p99_99_ns", "max_ns"]
             .map(|name| number(&gaps["percentiles"][name]))

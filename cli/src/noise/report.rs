@@ -134,13 +134,14 @@ struct LoadLine {
 impl Gaps {
     fn new(found: &gaps::Report, step: u64, clock: &Clock) -> Self {
         let ns = |ticks: u64| clock.to_nanos(ticks);
+        let exact = |ticks: u64| ticks as f64 * 1e9 / clock.hertz() as f64;
         let at = |share| found.percentile(share).map(ns);
         Self {
             count: found.count,
             total_ns: ns(found.lost),
             lost_share: found.lost_share(),
-            threshold_ns: ns(found.threshold),
-            step_ns: step as f64 * 1e9 / clock.hertz() as f64,
+            threshold_ns: exact(found.threshold).round() as u64,
+            step_ns: exact(step),
             steps: found.steps,
             percentiles: Percentiles {
                 p50_ns: at(0.5),

@@ -11,7 +11,7 @@ use super::place;
 use super::process::{self, Child, ForkError, PANICKED};
 use isoplane::memory::{Clock, RegionError};
 use isoplane_isolation::gaps::{self, Gaps};
-use isoplane_isolation::prepare::{memory, signals};
+use isoplane_isolation::prepare::scheduling::Scheduling;
 use isoplane_isolation::{Backend, Cpu, Isolation, OnBreach, Quiesce, Status};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::WaitStatus;
@@ -176,23 +176,23 @@ fn live(task: &Task, gaps: &Gaps, status: Status, pipe: PipeWriter) -> i32 {
 
 fn spin(task: &Task, gaps: &Gaps, status: Status, say: &dyn Fn(&Message)) -> Result<(), String> {
     place::go_to(task.cpu).map_err(|error| error.to_string())?;
-    signals::block().map_err(|error| format!("cannot block signals: {error}"))?;
-    let mut weaknesses = Vec::new();
-    if let Err(weakness) = memory::lock() {
-        weaknesses.push(weakness.to_string());
-    }
     let isolation = Isolation::on(task.cpu).on_breach(OnBreach::Report).status(status);
     let isolation = match task.mode {
-        // Nothing is enforced and nothing is finished before: for the observer to have somebody to watch.
-        Mode::None => isolation.backend(Backend::Advisory).quiesce(Quiesce::empty()),
+        // Prepared in the same way, but nothing is enforced, nothing is finished before, and others get
+        // the CPU as the scheduler thinks right.
+        Mode::None => {
+            isolation.backend(Backend::Advisory).quiesce(Quiesce::empty()).scheduling(Scheduling::Keep)
+        }
         Mode::Strict => isolation,
     };
     let mut prepared = isolation.prepare().map_err(|refused| refused.to_string())?;
-    let backend = (task.mode == Mode::Strict).then(|| prepared.backend().to_string());
-    if backend.is_some() {
-        weaknesses.extend(prepared.weaknesses().iter().map(ToString::to_string));
-        weaknesses.dedup();
-    }
+    let (backend, weaknesses) = match task.mode {
+        Mode::None => (None, Vec::new()),
+        Mode::Strict => {
+            let weaknesses = prepared.weaknesses().iter().map(ToString::to_string).collect();
+            (Some(prepared.backend().to_string()), weaknesses)
+        }
+    };
     let (step, threshold) = calibrate(task);
     say(&Message::Ready(Setup { backend, weaknesses, step }));
     warm_up();
