@@ -14,7 +14,8 @@ use crate::turns::WorkerBlocks;
 use crate::watcher;
 use crate::worker::{Body, Idle, Main, MainOf, Placement, Setup, Time};
 use isoplane_drivers::{Capabilities, Port};
-use isoplane_isolation::Status;
+use isoplane_isolation::diagnostics::{self, ChannelError};
+use isoplane_isolation::{Privileges, Status};
 use isoplane_memory::stats::{Field, SegmentBuilder, StatsError};
 use isoplane_memory::{Pool, PoolError, RegionError};
 use std::sync::Arc;
@@ -222,6 +223,12 @@ pub enum LaunchError {
     /// The isolation that was asked for is not to be had.
     #[error("cannot isolate workers: {0}")]
     Isolation(#[from] isoplane_isolation::Unmet),
+    /// Threads of a process share its user and group.
+    #[error("worker threads cannot drop privileges: they are the program's too; use Placement::Process")]
+    PrivilegesOfThreads,
+    /// The ring for log lines.
+    #[error(transparent)]
+    Log(#[from] ChannelError),
     /// Frames.
     #[error(transparent)]
     Pool(#[from] PoolError),
@@ -382,6 +389,7 @@ impl Builder {
 
         let inline_kicks = self.kicks == Kicks::Inline;
         let mut bodies = Vec::new();
+        let mut sources = Vec::new();
         let workers: Vec<_> = self.workers.drain(..).collect();
         for ((worker, main), blocks) in workers.into_iter().zip(blocks) {
             let pool = Arc::clone(self.ports[worker.queues[0].0.0].pool());
@@ -397,6 +405,12 @@ impl Builder {
                 })?);
             }
             let status = Status::create(&format!("{}.{}", self.name, worker.name))?;
+            let mut recorder = None;
+            if let Some(isolation) = &self.isolation {
+                let (made, source) = diagnostics::channel(&worker.name, isolation.log_lines)?;
+                recorder = Some(made.status(status.clone()));
+                sources.push(source);
+            }
             bodies.push(Body {
                 frames: pool.cache(&worker.name, worker.frames)?,
                 port_names: worker.queues.iter().map(|(p, _)| self.ports[p.0].name().to_owned()).collect(),
@@ -409,6 +423,7 @@ impl Builder {
                 segment: Arc::clone(&segment),
                 time,
                 isolation: self.isolation.clone(),
+                recorder,
                 status,
                 main,
             });
@@ -431,6 +446,7 @@ impl Builder {
             ports: self.ports,
             bodies,
             targets,
+            sources,
             segment,
             supervisor_blocks,
             isolation_blocks,
@@ -445,6 +461,9 @@ impl Builder {
     fn check(&self) -> Result<(), LaunchError> {
         if let Some(isolation) = &self.isolation {
             isolation.backend.probe()?;
+            if self.placement == Placement::Thread && isolation.privileges != Privileges::Keep {
+                return Err(LaunchError::PrivilegesOfThreads);
+            }
         }
         if self.placement == Placement::Process {
             let tasks = std::fs::read_dir("/proc/self/task").map_err(|error| LaunchError::Os {

@@ -3,8 +3,11 @@
 //! Contract: workers are isolated unless the builder is told otherwise. [`Guard`] is all that the loop
 //! sees of it: one predictable branch a turn when nothing has happened.
 
+use isoplane_isolation::diagnostics::{Diagnostics, Recorder, Recording, SlowPathRecording, ThroughSlowPath};
+use isoplane_isolation::prepare::memory;
 use isoplane_isolation::{
-    Backend, Budget, Cpu, Isolation, Mode, OnBreach, Prepared, Quiesce, Refused, Status, Strict, StrictError,
+    Backend, Budget, Cpu, Isolation, Mode, OnBreach, Prepared, Privileges, Quiesce, Refused, Scheduling,
+    Status, Strict, StrictError,
 };
 use isoplane_memory::Kernel;
 
@@ -23,6 +26,16 @@ pub struct WorkerIsolation {
     pub budget: Budget,
     /// Refuse to start where something would be weaker than full isolation.
     pub insist: bool,
+    /// How workers are scheduled.
+    pub scheduling: Scheduling,
+    /// Who workers are, once they have what they need privileges for. For worker processes only.
+    pub privileges: Privileges,
+    /// Bytes of stack that are pre-faulted.
+    pub stack: usize,
+    /// Which way the log lines of workers take.
+    pub diagnostics: Diagnostics,
+    /// Log lines that may wait for the drainer in each worker's ring: a power of two.
+    pub log_lines: u32,
 }
 
 impl Default for WorkerIsolation {
@@ -34,6 +47,11 @@ impl Default for WorkerIsolation {
             quiesce: Quiesce::default(),
             budget: Budget::UNLIMITED,
             insist: false,
+            scheduling: Scheduling::Auto,
+            privileges: Privileges::Keep,
+            stack: memory::STACK,
+            diagnostics: Diagnostics::Ring,
+            log_lines: 1024,
         }
     }
 }
@@ -41,6 +59,14 @@ impl Default for WorkerIsolation {
 impl WorkerIsolation {
     /// Prepares the calling thread, which is the worker's.
     pub(crate) fn prepare(&self, cpu: Option<usize>, status: &Status) -> Result<Prepared, Refused> {
+        let mut prepared = self.isolation(cpu, status).prepare()?;
+        prepared
+            .drop_privileges(self.privileges)
+            .map_err(|error| Refused { cpu: cpu.map(Cpu), unmet: vec![error.into()] })?;
+        Ok(prepared)
+    }
+
+    fn isolation(&self, cpu: Option<usize>, status: &Status) -> Isolation {
         cpu.map_or_else(Isolation::unpinned, |cpu| Isolation::on(Cpu(cpu)))
             .backend(self.backend)
             .mode(self.mode)
@@ -48,9 +74,37 @@ impl WorkerIsolation {
             .quiesce(self.quiesce)
             .budget(self.budget)
             .insist(self.insist)
+            .scheduling(self.scheduling)
+            .stack(self.stack)
             .status(status.clone())
-            .prepare()
     }
+
+    /// Lets the calling thread, which is prepared, log the way that its program chose.
+    pub(crate) fn log(&self, recorder: &Recorder, cpu: Option<usize>) -> Logging {
+        let cpu = cpu.map_or(u32::MAX, |cpu| cpu as u32);
+        let installed = match self.diagnostics {
+            Diagnostics::Ring => recorder.install(cpu).map(Logging::Ring),
+            Diagnostics::SlowPath => {
+                let program = tracing::dispatcher::get_default(Clone::clone);
+                let route = ThroughSlowPath::new(program, |visit| isoplane_isolation::visit(visit).is_ok());
+                route.install(Some(recorder), cpu).map(Logging::SlowPath)
+            }
+        };
+        installed.unwrap_or_else(|error| {
+            tracing::warn!("log lines of the worker take the program's way, by system calls: {error}");
+            Logging::Program
+        })
+    }
+}
+
+/// Which way a worker's log lines take, while it lives.
+#[derive(Debug)]
+#[allow(dead_code, reason = "guards are held, not looked at")]
+pub(crate) enum Logging {
+    Ring(Recording),
+    SlowPath(SlowPathRecording),
+    /// The program's subscriber, as the worker inherited it.
+    Program,
 }
 
 /// What the loop of a worker is under.

@@ -22,6 +22,7 @@ pub mod app;
 pub mod blocks;
 pub mod builder;
 mod control;
+mod drainer;
 mod guard;
 
 pub mod kicker;

@@ -7,6 +7,7 @@
 
 use crate::builder::{LaunchError, PortRef, Restart};
 use crate::control::{Control, WorkerState};
+use crate::drainer;
 use crate::kicker::{self, Target};
 use crate::observer;
 use crate::report::{PoolEnd, StopReport, WorkerEnd};
@@ -15,6 +16,7 @@ use crate::worker::{Body, End, Placement, Time};
 use crate::zygote::{self, Handle};
 use isoplane_drivers::Port;
 use isoplane_isolation::Status;
+use isoplane_isolation::diagnostics::Source;
 use isoplane_memory::recovery::Balance;
 use isoplane_memory::stats::{Block, BlockId, Segment, SegmentReader};
 use isoplane_memory::{FrameCache, Pool};
@@ -38,6 +40,7 @@ pub(crate) struct Parts {
     pub(crate) ports: Vec<Box<dyn Port>>,
     pub(crate) bodies: Vec<Body>,
     pub(crate) targets: Vec<Target>,
+    pub(crate) sources: Vec<Source>,
     pub(crate) segment: Arc<Segment>,
     pub(crate) supervisor_blocks: Vec<BlockId>,
     pub(crate) isolation_blocks: Vec<BlockId>,
@@ -141,8 +144,9 @@ pub(crate) fn start(parts: Parts) -> Result<Running, LaunchError> {
         None => running.start_threads(bodies, restart)?,
     }
     running.start_kicker(parts.targets, kicker_block, time, parts.kicker_cpu, &spinning)?;
-    running.start_watcher(worker_blocks, port_blocks)?;
+    running.start_watcher(worker_blocks, port_blocks, &spinning)?;
     running.start_observer(observed, time, &spinning)?;
+    running.start_drainer(parts.sources, time, &spinning)?;
     running.wait_until_started()?;
     Ok(running)
 }
@@ -150,6 +154,15 @@ pub(crate) fn start(parts: Parts) -> Result<Running, LaunchError> {
 /// CPUs that we may use and no worker spins on.
 fn elsewhere(spinning: &[usize]) -> Vec<usize> {
     crate::affinity::allowed().into_iter().filter(|cpu| !spinning.contains(cpu)).collect()
+}
+
+/// Keeps the calling thread on these CPUs, if there are any.
+fn stay_on(cpus: &[usize], who: &str) {
+    if !cpus.is_empty()
+        && let Err(error) = crate::affinity::pin(cpus)
+    {
+        tracing::warn!("cannot keep the {who} on CPUs {cpus:?}: {error}");
+    }
 }
 
 fn spawn<T: Send + 'static>(
@@ -192,17 +205,19 @@ impl Running {
             );
         }
         self.housekeeping.push(spawn("iso-kicker", move || {
-            if !cpus.is_empty()
-                && let Err(error) = crate::affinity::pin(&cpus)
-            {
-                tracing::warn!("cannot pin the kicker to CPUs {cpus:?}: {error}");
-            }
+            stay_on(&cpus, "kicker");
             kicker::run(targets, &block, time, &stop);
         })?);
         Ok(())
     }
 
-    fn start_watcher(&mut self, workers: Vec<Block>, ports: Vec<Block>) -> Result<(), LaunchError> {
+    fn start_watcher(
+        &mut self,
+        workers: Vec<Block>,
+        ports: Vec<Block>,
+        spinning: &[usize],
+    ) -> Result<(), LaunchError> {
+        let cpus = elsewhere(spinning);
         let shared = Arc::clone(&self.shared);
         let events = match &self.zygote {
             Some(handle) => Some(handle.events.try_clone().map_err(|error| LaunchError::Os {
@@ -212,6 +227,7 @@ impl Running {
             None => None,
         };
         self.housekeeping.push(spawn("iso-watcher", move || {
+            stay_on(&cpus, "watcher");
             shared.watch(events.as_ref(), &workers, &ports);
         })?);
         Ok(())
@@ -226,12 +242,30 @@ impl Running {
         let (control, stop) = (self.shared.control.clone(), Arc::clone(&self.shared.stop));
         let cpus = elsewhere(spinning);
         self.housekeeping.push(spawn("iso-observer", move || {
-            if !cpus.is_empty()
-                && let Err(error) = crate::affinity::pin(&cpus)
-            {
-                tracing::warn!("cannot keep the observer off the workers' CPUs: {error}");
-            }
+            stay_on(&cpus, "observer");
             observer::run(&workers, &control, time, &stop);
+        })?);
+        Ok(())
+    }
+
+    fn start_drainer(
+        &mut self,
+        sources: Vec<Source>,
+        time: Time,
+        spinning: &[usize],
+    ) -> Result<(), LaunchError> {
+        if sources.is_empty() {
+            return Ok(());
+        }
+        let (stop, cpus) = (Arc::clone(&self.shared.stop), elsewhere(spinning));
+        let program = tracing::dispatcher::get_default(Clone::clone);
+        let clock = match time {
+            Time::Tsc(clock) => Some(clock),
+            Time::Kernel(_) => None,
+        };
+        self.housekeeping.push(spawn("iso-drainer", move || {
+            stay_on(&cpus, "drainer");
+            drainer::run(sources, clock, &program, &stop);
         })?);
         Ok(())
     }

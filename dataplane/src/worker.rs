@@ -9,6 +9,7 @@ use crate::control::{Slot, WorkerState};
 use crate::guard::{Guard, WorkerIsolation};
 use crate::turns::{Turns, WorkerBlocks};
 use isoplane_drivers::Queue;
+use isoplane_isolation::diagnostics::Recorder;
 use isoplane_isolation::{Prepared, Refused, Status, StrictError};
 use isoplane_memory::stats::Segment;
 use isoplane_memory::{Clock, FrameCache, Pool, Survey};
@@ -99,6 +100,7 @@ pub(crate) struct Body {
     pub(crate) segment: Arc<Segment>,
     pub(crate) time: Time,
     pub(crate) isolation: Option<WorkerIsolation>,
+    pub(crate) recorder: Option<Recorder>,
     pub(crate) status: Status,
     pub(crate) main: Box<dyn Main>,
 }
@@ -267,6 +269,11 @@ impl Body {
                 return (self, End::Refused);
             }
         };
+        let _logging = self
+            .isolation
+            .as_ref()
+            .zip(self.recorder.as_ref())
+            .map(|(isolation, recorder)| isolation.log(recorder, self.cpu));
         let mut turns = Turns::new(self.queues, self.frames, &self.segment, &self.blocks);
         let setup = Setup {
             worker: &self.name,

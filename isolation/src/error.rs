@@ -6,6 +6,7 @@
 use crate::backend::Backend;
 use crate::cause::Breach;
 use crate::prepare::cpu::{Cpu, CpuError, CpuList};
+use crate::prepare::privileges::PrivilegeError;
 use nix::errno::Errno;
 use std::fmt;
 
@@ -43,6 +44,9 @@ pub enum Unmet {
         "this is not the thread that was prepared (or it is a forked child of it); each thread prepares itself"
     )]
     WrongThread,
+    /// Privileges could not be dropped.
+    #[error(transparent)]
+    Privileges(#[from] PrivilegeError),
     /// A step was refused by the kernel.
     #[error("{call}: {errno}")]
     Call {
