@@ -12,6 +12,7 @@
 //! | [`budget`] | how often an isolated thread may visit the kernel |
 //! | [`cause`] | why the kernel was entered: causes, breaches, interruptions |
 //! | [`observer`] | attributes kernel entries to an isolated thread from another CPU, and names who sent an IPI |
+//! | [`arena`] | memory for an isolated thread that is there before it is needed |
 //! | [`prepare`] | what a thread does to itself before it can be isolated |
 //! | [`host`] | whether a host lets a CPU alone, what to do about it, and how to undo that |
 //! | [`status`] | what an isolated thread and its observer say about it, in shared memory |
@@ -19,6 +20,7 @@
 //! | [`diagnostics`] | log lines of an isolated worker without system calls |
 #![deny(missing_docs, unsafe_code)]
 
+pub mod arena;
 pub mod backend;
 pub mod budget;
 pub mod cause;
