@@ -5,6 +5,7 @@
 //! [`Prepared::arm`] isolates it. Both belong to that thread. Dropping a [`Prepared`] gives the thread
 //! back its signal mask, signal stack, CPUs and scheduling.
 
+use crate::arena;
 use crate::backend::{Backend, Engine};
 use crate::budget::{Budget, Purse};
 use crate::error::{Refused, Unmet, Weakness};
@@ -390,6 +391,8 @@ impl Prepared {
         if thread.is_here() {
             thread.release();
             self.engine.disarm();
+            arena::settle();
+            arena::publish(self.status.words());
         }
     }
 }

@@ -9,6 +9,7 @@
 //! beside it.
 #![allow(unsafe_code, reason = "mappings and the thread-local pointer; see each block")]
 
+use crate::arena;
 use crate::budget::Purse;
 use crate::mode::{Mode, OnBreach, Quiesce};
 use crate::quiesce::quiesce;
@@ -21,13 +22,6 @@ use std::ffi::c_void;
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, compiler_fence};
-
-/// Until the allocator's arena is there.
-mod arena {
-    pub(super) fn serve(_: bool) {}
-    pub(super) fn settle() {}
-    pub(super) fn publish(_: &super::Words) {}
-}
 
 thread_local! {
     /// Constant and without a destructor: reading it is one load, in a signal handler too.
@@ -326,6 +320,8 @@ impl Page {
         // refers to it yet.
         unsafe { page.pointer().write(thread) };
         CURRENT.with(|current| current.set(page.pointer().as_ptr()));
+        // SAFETY: the page keeps the status, and takes this back when it goes.
+        unsafe { arena::set_status(Some(NonNull::from(page._status.words()))) };
         Ok(page)
     }
 
@@ -349,6 +345,8 @@ impl Page {
 
 impl Drop for Page {
     fn drop(&mut self) {
+        // SAFETY: nowhere. This is the thread that the page was made for, or a forked child's copy of it.
+        unsafe { arena::set_status(None) };
         if !self.thread().is_alive() {
             // A forked child's copy: its signal stack may still be in here.
             return;
