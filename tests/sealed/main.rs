@@ -4,6 +4,7 @@
 //! The sealed worker is the main thread, which can end no more: another thread makes the traffic, kicks,
 //! ends the process and prints `forwarded N turns N allocations N`.
 
+mod logs;
 mod seal;
 
 use isoplane::app::{App, PortId, Turn};
@@ -209,6 +210,9 @@ fn drive(traffic: Traffic, counters: &SegmentReader, shared: &Shared) -> i32 {
 
 fn main() {
     let name = std::env::args().nth(1).unwrap_or_default();
+    if name == "logs" {
+        logs::main();
+    }
     let pool = pool();
     let scenario = match name.as_str() {
         "memory" => memory(&pool),

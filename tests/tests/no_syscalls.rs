@@ -41,6 +41,18 @@ fn afxdp_ports_with_a_kicker() {
     forwards_alone("afxdp", 20_000);
 }
 
+/// A forked worker logs through its ring, twice: from the first event of each callsite on, and when the ring
+/// is full. The program has an ordinary subscriber.
+#[test]
+fn log_events() {
+    let output = run("logs");
+    let (report, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(0), "{errors}");
+    assert_eq!(number(&report, "started"), 2, "{report}");
+    assert!(number(&report, "events") > 20 && number(&report, "lost") > 0, "{report}");
+    assert_eq!(number(&report, "allocations"), 0, "{report}");
+}
+
 #[test]
 fn a_system_call_in_a_turn_is_caught() {
     assert_eq!(run("enters-the-kernel").status.signal(), Some(31), "SIGSYS");

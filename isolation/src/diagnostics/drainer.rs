@@ -56,6 +56,9 @@ pub struct Source {
     incarnation: u64,
     known: Vec<Option<&'static Site>>,
     assembly: Assembly,
+    /// Callsites that it may still add to those that the program knows.
+    new_sites: u32,
+    said_too_many: bool,
     /// Losses as last counted, and not yet reported.
     lost: Lost,
     unreported: u64,
@@ -81,6 +84,8 @@ impl Source {
             incarnation: 0,
             known: vec![None; CALLSITES],
             assembly: Assembly::default(),
+            new_sites: sites::MOST,
+            said_too_many: false,
             lost: Lost::default(),
             unreported: 0,
             reported: None,
@@ -110,6 +115,16 @@ impl Source {
     #[must_use]
     pub const fn incarnation(&self) -> u64 {
         self.incarnation
+    }
+
+    #[cfg(test)]
+    pub(super) const fn ring(&self) -> &Consumer<Slot> {
+        &self.ring
+    }
+
+    #[cfg(test)]
+    pub(super) const fn head(&self) -> &Head {
+        &self.head
     }
 
     fn drain(&mut self, budget: u32, time: &Timescale, report: &mut DrainReport) {
@@ -188,18 +203,21 @@ impl Source {
         }
         assembly.next = u8::MAX;
         let place = self.known.get_mut(usize::from(id)).ok_or(Malformed)?;
-        match sites::intern(&assembly.bytes) {
+        match sites::intern(&assembly.bytes, &mut self.new_sites) {
             Ok(site) => {
                 *place = Some(site);
                 Ok(())
             }
             Err(NoSite::Malformed) => Err(Malformed),
             Err(NoSite::TooMany) => {
-                tracing::warn!(
-                    worker = &*self.name,
-                    "log lines of a callsite are not shown: workers have announced {} others already",
-                    sites::MAX
-                );
+                if !std::mem::replace(&mut self.said_too_many, true) {
+                    tracing::warn!(
+                        worker = &*self.name,
+                        "a worker has announced more than {} different callsites; log lines of further ones \
+                         are not shown",
+                        sites::MOST
+                    );
+                }
                 Err(Malformed)
             }
         }

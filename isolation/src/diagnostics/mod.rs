@@ -34,6 +34,8 @@
 mod callsites;
 mod decode;
 mod drainer;
+#[cfg(test)]
+mod hostile;
 mod layout;
 mod recorder;
 mod room;

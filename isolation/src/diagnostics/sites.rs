@@ -1,10 +1,11 @@
 //! The program's side of callsites: descriptions that workers announced, as callsites of `tracing`.
 //!
 //! Contract: `tracing` wants callsites that live for ever, so they are leaked; equal descriptions share
-//! one, over workers and restarts, and there are at most [`MAX`]: a worker gone wild costs no more.
+//! one, over workers and restarts. A worker may add [`MOST`] new ones in all its lives: one gone wild costs
+//! no more memory than that, and takes nothing from the others.
 
 use super::decode::{Malformed, take_array, take_text};
-use super::layout::FIELDS;
+use super::layout::{CALLSITES, FIELDS};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -14,8 +15,8 @@ use tracing::{Level, Metadata};
 use tracing_core::callsite::{self, Callsite, Identifier};
 use tracing_core::metadata::Kind;
 
-/// Callsites that a program takes from its workers, all together.
-pub(super) const MAX: usize = 4096;
+/// Callsites that a worker may add to those that its program knows.
+pub(super) const MOST: u32 = 2 * CALLSITES as u32;
 
 /// Fields that the drainer attaches, after the callsite's own.
 pub(super) const ATTACHED: [&str; 5] = ["worker", "cpu", "time", "tsc", "truncated"];
@@ -79,7 +80,7 @@ impl Site {
 pub(super) enum NoSite {
     /// It makes no sense.
     Malformed,
-    /// There are [`MAX`] already.
+    /// The worker has added [`MOST`] already.
     TooMany,
 }
 
@@ -155,17 +156,15 @@ type Sites = HashMap<Box<[u8]>, &'static Site>;
 
 static SITES: Mutex<Option<Sites>> = Mutex::new(None);
 
-/// The callsite of a description.
-pub(super) fn intern(description: &[u8]) -> Result<&'static Site, NoSite> {
+/// The callsite of a description; `left` is how many more may be new.
+pub(super) fn intern(description: &[u8], left: &mut u32) -> Result<&'static Site, NoSite> {
     let mut sites = SITES.lock().unwrap_or_else(PoisonError::into_inner);
     let sites = sites.get_or_insert_default();
     if let Some(site) = sites.get(description) {
         return Ok(site);
     }
     let described = Described::of(description)?;
-    if sites.len() >= MAX {
-        return Err(NoSite::TooMany);
-    }
+    *left = left.checked_sub(1).ok_or(NoSite::TooMany)?;
     let site = described.leak();
     sites.insert(Box::from(description), site);
     callsite::register(site);
