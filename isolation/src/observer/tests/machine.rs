@@ -68,10 +68,10 @@ impl Drop for Spinner {
 }
 
 /// A process that spins on a CPU, and dies with the thread that made it.
-struct Process(Child);
+pub(super) struct Process(Child);
 
 impl Process {
-    fn on(cpu: u32) -> Self {
+    pub(super) fn on(cpu: u32) -> Self {
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "sh", "-c", "echo; while :; do :; done"])
             .stdout(Stdio::piped())
@@ -89,7 +89,7 @@ impl Process {
         Pid::from_raw(self.0.id().cast_signed())
     }
 
-    fn id(&self) -> (u32, u32) {
+    pub(super) fn id(&self) -> (u32, u32) {
         (self.0.id(), self.0.id())
     }
 }

@@ -1,8 +1,8 @@
 //! Senders of IPIs on the running kernel: process and function are named, and nothing is left behind.
 
-use super::machine::{Spinner, cpus, interrupts, pin, unmap};
+use super::machine::{Process, Spinner, cpus, interrupts, pin, unmap};
 use super::*;
-use nix::unistd::{Pid, getpid};
+use nix::unistd::{Pid, getpid, gettid};
 use std::time::Duration;
 
 /// The tracer of a CPU; `None`, said aloud, where there cannot be one.
@@ -96,6 +96,28 @@ fn membarrier() {
         // SAFETY: numbers only.
         assert_eq!(unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) }, 0);
     }
+}
+
+/// The claim that the observer leaves the worker's CPU alone, by the kernel's own word.
+#[test]
+fn sampling_sends_nothing_to_the_workers_cpu() {
+    let Some((cpu, other)) = cpus() else { return };
+    let Some(mut senders) = senders(cpu) else { return };
+    let process = Process::on(cpu);
+    let worker = watched("w");
+    arm(&worker.status, process.id(), cpu);
+    pin(Pid::from_raw(0), other);
+    let mut observer = Observer::new(vec![worker]);
+    observer.sample();
+    senders.drain();
+    for _ in 0..300 {
+        assert_eq!(observer.sample().len(), 1);
+    }
+    let me = gettid().as_raw() as u32;
+    let sent = senders.drain();
+    let sent: Vec<_> = sent.iter().filter(|sender| sender.tid == me && !sender.in_interrupt).collect();
+    assert!(sent.is_empty(), "{sent:?}");
+    assert_eq!(senders.lost(), 0);
 }
 
 #[test]
