@@ -160,6 +160,10 @@ impl Isolation {
             real_time = scheduled.real_time;
             scheduled.weaknesses.into_iter().for_each(|weakness| note(Err(weakness)));
             note(scheduling::fair_server(&facts));
+            // Looks at every thread of the machine, so only where the answer decides.
+            if self.insist {
+                note(cpu::alone(facts.cpu));
+            }
         }
         Ok((former, real_time))
     }
@@ -400,6 +404,8 @@ impl Prepared {
 impl Drop for Prepared {
     fn drop(&mut self) {
         if self.page.thread().is_here() {
+            // A `Strict` that was leaked instead of dropped has left the gate shut.
+            self.give_back();
             self.engine.unprepare();
         }
     }

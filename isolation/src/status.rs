@@ -72,7 +72,6 @@ pub(crate) struct Words {
     pub(crate) refused: AtomicU64,
     pub(crate) visit_ticks: AtomicU64,
     pub(crate) longest_visit: AtomicU64,
-    pub(crate) quiesce_failed: AtomicU64,
     /// Served from the arena, bytes of it in use, and requests that did not fit.
     pub(crate) allocations: AtomicU64,
     pub(crate) arena_in_use: AtomicU64,
@@ -185,8 +184,6 @@ pub struct Snapshot {
     pub longest_visit_ticks: u64,
     /// Visits by length: bucket `n` counts those of 2^n to 2^(n+1)-1 ticks.
     pub visit_histogram: [u64; BUCKETS],
-    /// Times that quiescing did not come to an end in its bounded number of tries.
-    pub quiesce_failed: u64,
     /// Breaches by cause.
     pub breaches: Interruptions,
     /// Kernel entries that the mode allowed, as far as the backend sees them.
@@ -248,7 +245,6 @@ impl Status {
             slow_path_ticks: get(&w.visit_ticks),
             longest_visit_ticks: get(&w.longest_visit),
             visit_histogram: read(&w.visit_histogram),
-            quiesce_failed: get(&w.quiesce_failed),
             breaches: read(&w.breaches).into(),
             allowed: read(&w.allowed).into(),
             interruptions: read(&w.interruptions).into(),

@@ -16,12 +16,15 @@ pub(crate) mod sys;
 use crate::error::{Unmet, Weakness};
 use crate::thread::Thread;
 use nix::errno::Errno;
+use std::sync::OnceLock;
 use sys::FaultEvent;
 
-/// Whether the running kernel can do it, or why it cannot.
+/// Whether the running kernel can do it, or why it cannot. The kernel is asked once, by the first thread
+/// that wants to know, which is not isolated yet: the answer is a system call.
 pub(crate) fn probe() -> Result<(), Unmet> {
+    static ANSWER: OnceLock<Result<(), Errno>> = OnceLock::new();
     // Switching off what is off is allowed, and says whether the call is known.
-    sys::dispatch_off().map_err(|errno| Unmet::Backend {
+    ANSWER.get_or_init(sys::dispatch_off).map_err(|errno| Unmet::Backend {
         backend: crate::Backend::Dispatch,
         reason: format!(
             "this kernel has no syscall user dispatch ({errno}); it needs Linux 5.11 or later on x86-64"

@@ -20,8 +20,9 @@ pub(crate) const SYS_USER_DISPATCH: libc::c_int = 2;
 pub(crate) const TRAP_PERF: libc::c_int = 6;
 
 /// Bytes from a restorer's start that may make a system call while the gate is shut: it loads
-/// rt_sigreturn's number (7 bytes) and executes `syscall` (2), and the kernel looks at the address after.
-const RESTORER_BYTES: libc::c_ulong = 16;
+/// rt_sigreturn's number (5 or 7 bytes) and executes `syscall` (2), and the kernel looks at the address
+/// after that, which must be inside.
+const RESTORER_BYTES: libc::c_ulong = 10;
 
 /// Traps this thread's system calls, but those from `restorer`, while `selector` says BLOCK.
 pub(crate) fn dispatch_on(selector: &AtomicU8, restorer: u64) -> Result<(), Errno> {
