@@ -3,4 +3,6 @@
 //! ```text
 //! cargo run --release -p isoplane-examples --example l2fwd -- eth0 eth1
 //! cargo run --release -p isoplane-examples --example embedded
+//! cargo run --release -p isoplane-examples --example strict_loop -- --break
+//! cargo run --release -p isoplane-examples --example slow_path
 //! ```

@@ -19,7 +19,11 @@ fn example(name: &str) -> PathBuf {
 
 fn run(name: &str, args: &[&str]) -> Output {
     let path = example(name);
-    Command::new(&path).args(args).output().unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    Command::new(&path)
+        .args(args)
+        .env("NO_COLOR", "1")
+        .output()
+        .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
 #[test]
@@ -29,6 +33,82 @@ fn embedded_counts_what_it_echoed() {
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
     assert!(text.contains("the app has seen 64 packets, 60 came back"), "{text}");
     assert!(text.contains("echoed 60, refused 4"), "{text}");
+}
+
+/// The number at the start of what follows `label` on its line.
+fn count(text: &str, label: &str) -> u64 {
+    let line = text.lines().find(|line| line.starts_with(label));
+    let number = line.and_then(|line| line[label.len()..].split_whitespace().next()?.parse().ok());
+    number.unwrap_or_else(|| panic!("no {label} in:\n{text}"))
+}
+
+/// Standard output and standard error of an example that ended well.
+fn said(output: &Output) -> (String, String) {
+    let [out, log] =
+        [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+    assert!(output.status.success(), "{out}{log}");
+    (out, log)
+}
+
+/// Whether the backend of this machine enforces; the reason not to look for breaches is printed.
+fn enforces(text: &str) -> bool {
+    let advisory = text.lines().any(|line| line.starts_with("backend") && line.ends_with("advisory"));
+    if advisory {
+        eprintln!("skipped: no breach is caught here, there is no backend but advisory");
+    }
+    !advisory
+}
+
+#[test]
+fn strict_loop_makes_its_turns_without_a_breach() {
+    let (text, log) = said(&run("strict_loop", &[]));
+    assert!(text.contains("half of the turns are made"), "{text}");
+    assert_eq!(count(&text, "breaches "), 0, "{text}{log}");
+    assert_eq!(count(&text, "slow path "), 1, "{text}");
+    // A machine may leave the CPU alone; what is counted by cause adds up all the same.
+    let causes = text.lines().find(|line| line.starts_with("interruptions ")).expect("interruptions");
+    let by_cause: u64 =
+        causes.split(['{', ',', '}']).filter_map(|part| part.rsplit_once(": ")?.1.parse::<u64>().ok()).sum();
+    assert_eq!(by_cause, count(&text, "interruptions "), "{text}");
+}
+
+#[test]
+fn strict_loop_reports_the_call_that_breaks_it() {
+    let (text, log) = said(&run("strict_loop", &["--break"]));
+    if !enforces(&text) {
+        return;
+    }
+    assert!(text.contains("breaches       1 {\"syscall\": 1}"), "{text}{log}");
+    let reports: Vec<&str> = log.lines().filter(|line| line.contains("isolation was broken")).collect();
+    assert_eq!(reports.len(), 1, "{log}");
+    assert!(reports[0].contains("getppid") && reports[0].contains("system call 110 "), "{log}");
+    // The report is a visit of its own, and the loop is strict again after it.
+    assert_eq!(count(&text, "slow path "), 2, "{text}");
+}
+
+#[test]
+fn strict_loop_says_what_is_wrong() {
+    for (args, wrong) in
+        [(["nosuch"], "usage: strict_loop [CPU] [--break]"), (["8191"], "there is no CPU 8191")]
+    {
+        let output = run("strict_loop", &args);
+        let log = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && log.contains(wrong), "{log}");
+    }
+}
+
+#[test]
+fn slow_path_logs_within_its_budget_and_goes_on() {
+    let (text, log) = said(&run("slow_path", &[]));
+    assert!(text.contains("5 errors: 3 logged, 2 over the budget"), "{text}");
+    assert!(text.contains("slow path      3 visits, 2 refused"), "{text}");
+    assert_eq!(count(&text, "breaches "), 0, "{text}{log}");
+    assert!(text.contains("interruptions  "), "{text}");
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains("this packet looks bad")).collect();
+    assert_eq!(lines.len(), 3, "{log}");
+    for (line, packet) in lines.into_iter().zip(["10000000", "20000000", "30000000"]) {
+        assert!(line.contains(packet), "{log}");
+    }
 }
 
 /// `l2fwd left right` in a namespace between two hosts: their pings pass, and Ctrl-C ends it cleanly.
