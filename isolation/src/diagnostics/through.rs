@@ -28,10 +28,19 @@ pub struct ThroughSlowPath {
 }
 
 impl ThroughSlowPath {
-    /// Takes the program's dispatch (`tracing::dispatcher::get_default(Clone::clone)`) and the gate.
+    /// Takes the program's dispatch (`tracing::dispatcher::get_default(Clone::clone)`). Visits are those of
+    /// [`visit`](crate::visit): counted, timed and budgeted where the thread is isolated.
     #[must_use]
-    pub fn new(program: Dispatch, gate: Gate) -> Self {
+    pub fn new(program: Dispatch) -> Self {
+        let gate: Gate = |visit| crate::visit(|kernel| visit(kernel)).is_ok();
         Self { program, gate, level: LevelFilter::current(), refused: Arc::default() }
+    }
+
+    /// Visits the kernel in another way.
+    #[must_use]
+    pub const fn gate(mut self, gate: Gate) -> Self {
+        self.gate = gate;
+        self
     }
 
     /// Lets events up to this level pass; the program's subscriber filters them once more. The default is
