@@ -32,6 +32,9 @@ pub struct WorkerIsolation {
     pub privileges: Privileges,
     /// Bytes of stack that are pre-faulted.
     pub stack: usize,
+    /// Bytes of the arena that a worker allocates from while it is isolated, in a program whose global
+    /// allocator is [`WorkerAlloc`](isoplane_isolation::arena::WorkerAlloc); 0 for none.
+    pub arena: usize,
     /// Which way the log lines of workers take.
     pub diagnostics: Diagnostics,
     /// Log lines that may wait for the drainer in each worker's ring: a power of two.
@@ -50,6 +53,7 @@ impl Default for WorkerIsolation {
             scheduling: Scheduling::Auto,
             privileges: Privileges::Keep,
             stack: memory::STACK,
+            arena: 0,
             diagnostics: Diagnostics::Ring,
             log_lines: 1024,
         }
@@ -76,6 +80,7 @@ impl WorkerIsolation {
             .insist(self.insist)
             .scheduling(self.scheduling)
             .stack(self.stack)
+            .arena(self.arena)
             .status(status.clone())
     }
 

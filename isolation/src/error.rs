@@ -44,6 +44,9 @@ pub enum Unmet {
         "this is not the thread that was prepared (or it is a forked child of it); each thread prepares itself"
     )]
     WrongThread,
+    /// The thread cannot have an arena.
+    #[error(transparent)]
+    Arena(#[from] crate::arena::ArenaError),
     /// Privileges could not be dropped.
     #[error(transparent)]
     Privileges(#[from] PrivilegeError),
@@ -76,6 +79,12 @@ pub enum Weakness {
     /// Preparing the thread could not get everything.
     #[error(transparent)]
     Thread(#[from] crate::prepare::Weakness),
+    /// An arena that nothing is served from.
+    #[error(
+        "the arena that was asked for serves nothing: the program's global allocator is not \
+         isoplane_isolation::arena::WorkerAlloc, so allocations may still enter the kernel; install it"
+    )]
+    ArenaUnused,
     /// The thread has no CPU of its own.
     #[error(
         "the thread is not pinned to a CPU: the scheduler may move it, and interrupts cannot be counted for it; give it a CPU"

@@ -35,6 +35,7 @@ pub struct Isolation {
     status: Option<Status>,
     scheduling: Scheduling,
     stack: usize,
+    arena: usize,
 }
 
 impl Isolation {
@@ -59,6 +60,7 @@ impl Isolation {
             status: None,
             scheduling: Scheduling::Auto,
             stack: memory::STACK,
+            arena: 0,
         }
     }
 
@@ -118,6 +120,14 @@ impl Isolation {
         self
     }
 
+    /// Size of the arena that the thread allocates from while it is isolated, in a program whose global
+    /// allocator is [`WorkerAlloc`](crate::arena::WorkerAlloc); 0, the default, for none.
+    #[must_use]
+    pub const fn arena(mut self, bytes: usize) -> Self {
+        self.arena = bytes;
+        self
+    }
+
     /// Where counts and breaches go, for a block that somebody else (a supervisor, an observer) maps
     /// too. Without this the thread gets a block of its own: see [`Prepared::status`].
     #[must_use]
@@ -131,7 +141,7 @@ impl Isolation {
     fn settle(&self, weaknesses: &mut Vec<Weakness>) -> Result<(Former, bool), Unmet> {
         let mask = signals::block().map_err(|errno| Unmet::Call { call: "sigprocmask", errno })?;
         let process = std::process::id();
-        let mut former = Former { mask, affinity: None, policy: None, process };
+        let mut former = Former { mask, affinity: None, policy: None, arena: false, process };
         let mut facts = None;
         if let Some(cpu) = self.cpu {
             let (found, before) = cpu::pin(cpu)?;
@@ -163,6 +173,14 @@ impl Isolation {
             // Looks at every thread of the machine, so only where the answer decides.
             if self.insist {
                 note(cpu::alone(facts.cpu));
+            }
+        }
+        if self.arena > 0 {
+            let installed = arena::install(self.arena)?;
+            former.arena = true;
+            note(installed.weakness.map_or(Ok(()), Err));
+            if arena::is_global() == Some(false) {
+                weaknesses.push(Weakness::ArenaUnused);
             }
         }
         Ok((former, real_time))
@@ -239,6 +257,8 @@ struct Former {
     mask: FormerMask,
     affinity: Option<FormerAffinity>,
     policy: Option<scheduling::Former>,
+    /// The thread was given an arena.
+    arena: bool,
     /// The process this belongs to; a forked child that drops its copy changes nothing.
     process: u32,
 }
@@ -247,6 +267,9 @@ impl Drop for Former {
     fn drop(&mut self) {
         if self.process != std::process::id() {
             return;
+        }
+        if self.arena {
+            arena::release();
         }
         // Each may be refused for a reason that is not ours (privileges were dropped, CPUs are gone).
         let policy = self.policy.take().map_or(Ok(()), |former| former.restore());
