@@ -163,6 +163,7 @@ impl Isolation {
         }
         note(locked);
         note(memory::prefault_stack(self.stack).map(drop));
+        memory::touch_clocks();
         let mut real_time = false;
         if let Some(facts) = facts {
             let scheduled = scheduling::apply(self.scheduling, &facts);
@@ -370,6 +371,10 @@ impl Prepared {
     /// # Errors
     /// [`Refused`], with every unmet precondition; the thread is not isolated then.
     pub fn arm(&mut self) -> Result<Strict<'_>, Refused> {
+        // A `Strict` that was leaked may have left the gate shut.
+        if self.page.thread().is_here() {
+            self.page.thread().release();
+        }
         self.isolate()?;
         Ok(Strict::new(self))
     }

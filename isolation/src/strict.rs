@@ -66,11 +66,17 @@ impl<'a> Strict<'a> {
                 None => Ok(()),
             };
         }
+        self.report(&breaches);
+        Ok(self.prepared.isolate()?)
+    }
+
+    fn report(&self, breaches: &[(u64, Breach)]) {
         // Never refused: a breach that nobody hears of is worse than a visit too many.
         let _ = self.thread.visit(false, |_| {
-            tracing::dispatcher::with_default(&self.prepared.reporter, || report_all(status, &breaches));
+            tracing::dispatcher::with_default(&self.prepared.reporter, || {
+                report_all(self.prepared.status(), breaches);
+            });
         });
-        Ok(self.prepared.isolate()?)
     }
 
     /// Visits the kernel by permission: system calls are allowed in `visit`, the rest of the mode holds.
@@ -115,6 +121,11 @@ impl<'a> Strict<'a> {
 
 impl Drop for Strict<'_> {
     fn drop(&mut self) {
+        // One that no turn has seen: whatever the policy was, nobody would hear of it otherwise.
+        if self.thread.is_here() && self.thread.state() == State::Broken {
+            let status = self.prepared.status();
+            self.report(&status.breaches(status.reported()));
+        }
         self.prepared.give_back();
     }
 }

@@ -165,9 +165,13 @@ impl Thread {
         let kernel = Kernel::outside_isolation();
         let start = Clock::ticks();
         match self.state() {
-            State::SlowPath => return Ok(visit(&kernel)),
-            State::Off if self.words().is_none() => return Ok(visit(&kernel)),
-            State::Armed | State::Off | State::Broken => {}
+            State::SlowPath => {
+                // A signal handler may get here before the visit that it interrupts has opened the gate.
+                self.open();
+                return Ok(visit(&kernel));
+            }
+            State::Off => return Ok(visit(&kernel)),
+            State::Armed | State::Broken => {}
         }
         if budgeted && !self.pay(start) {
             if let Some(words) = self.words() {
@@ -176,11 +180,11 @@ impl Thread {
             return Err(SlowPathError::OverBudget);
         }
         let was_armed = self.state() == State::Armed;
-        self.open();
-        arena::serve(false);
         if was_armed {
             self.set_state(State::SlowPath);
         }
+        self.open();
+        arena::serve(false);
         let guard = Unwinding(self);
         let result = visit(&kernel);
         std::mem::forget(guard);
@@ -200,6 +204,10 @@ impl Thread {
         arena::settle();
         if !was_armed {
             return;
+        }
+        #[cfg(target_arch = "x86_64")]
+        if self.gated.get() {
+            crate::backend::dispatch::after_visit(self);
         }
         self.quiesce();
         let left = if self.state() == State::SlowPath { Left::Isolated } else { Left::Broken };
@@ -287,19 +295,12 @@ impl Page {
         let (protection, flags) = (ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE);
         // SAFETY: a fresh anonymous mapping at an address of the kernel's choice.
         let base = unsafe { mmap_anonymous(None, length, protection, flags) }?;
-        let page = Self { base, bytes, stack_bytes, _status: status };
-        for (offset, bytes) in [(PAGE, PAGE), (3 * PAGE, PAGE), (HEAD, stack_bytes)] {
-            // SAFETY: parts of the mapping just made, which nothing refers to yet.
-            unsafe {
-                let part = base.byte_add(offset);
-                mprotect(part, bytes, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?;
-                part.cast::<u8>().write_bytes(0, bytes);
-                // Refused where locking is: said once for all memory by the preparation.
-                let _ = mlock(part, NonZeroUsize::new(bytes).ok_or(Errno::EINVAL)?.get());
-            }
+        if let Err(errno) = Self::open_parts(base, stack_bytes) {
+            // SAFETY: the mapping just made, which nothing refers to yet.
+            let _ = unsafe { munmap(base, bytes) };
+            return Err(errno);
         }
-        // SAFETY: the thread page, anonymous and private, as MADV_WIPEONFORK wants it (Linux 4.14).
-        unsafe { madvise(base.byte_add(PAGE), PAGE, MmapAdvise::MADV_WIPEONFORK) }?;
+        let page = Self { base, bytes, stack_bytes, _status: status };
         let thread = Thread {
             selector: AtomicU8::new(ALLOW),
             _pad: [0; 3],
@@ -325,6 +326,22 @@ impl Page {
         Ok(page)
     }
 
+    /// Makes the parts between the guard pages usable, locks and touches them.
+    fn open_parts(base: NonNull<c_void>, stack_bytes: usize) -> Result<(), Errno> {
+        for (offset, bytes) in [(PAGE, PAGE), (3 * PAGE, PAGE), (HEAD, stack_bytes)] {
+            // SAFETY: parts of the mapping just made, which nothing refers to yet.
+            unsafe {
+                let part = base.byte_add(offset);
+                mprotect(part, bytes, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?;
+                part.cast::<u8>().write_bytes(0, bytes);
+                // Refused where locking is: said once for all memory by the preparation.
+                let _ = mlock(part, NonZeroUsize::new(bytes).ok_or(Errno::EINVAL)?.get());
+            }
+        }
+        // SAFETY: the thread page, anonymous and private, as MADV_WIPEONFORK wants it (Linux 4.14).
+        unsafe { madvise(base.byte_add(PAGE), PAGE, MmapAdvise::MADV_WIPEONFORK) }
+    }
+
     fn pointer(&self) -> NonNull<Thread> {
         // SAFETY: inside the mapping.
         unsafe { self.base.byte_add(PAGE) }.cast()
@@ -345,15 +362,16 @@ impl Page {
 
 impl Drop for Page {
     fn drop(&mut self) {
-        // SAFETY: nowhere. This is the thread that the page was made for, or a forked child's copy of it.
-        unsafe { arena::set_status(None) };
-        if !self.thread().is_alive() {
-            // A forked child's copy: its signal stack may still be in here.
+        if CURRENT.with(Cell::get) == self.pointer().as_ptr().cast_const() {
+            // SAFETY: `None` points nowhere; the thread is the one that the page was made for, or a child's copy.
+            unsafe { arena::set_status(None) };
+        }
+        if !self.thread().is_here() {
+            // A forked child's copy, whose signal stack may still be in here; or the wrong thread, while
+            // the kernel reads the owner's selector at each of its system calls.
             return;
         }
-        if CURRENT.with(Cell::get) == self.pointer().as_ptr().cast_const() {
-            CURRENT.with(|current| current.set(std::ptr::null()));
-        }
+        CURRENT.with(|current| current.set(std::ptr::null()));
         // SAFETY: the mapping made in `install`; `Prepared` has taken trapping, the handlers' stack and
         // the thread-local pointer away, so nobody reads it any more.
         let _ = unsafe { munmap(self.base, self.bytes) };

@@ -149,6 +149,13 @@ pub fn touch_all() {
     }
 }
 
+/// Reads the clocks once: the pages that the kernel shares for that (`[vvar]`) are of no file and no
+/// memory that could be locked, and are mapped at their first touch only.
+pub fn touch_clocks() {
+    black_box(std::time::Instant::now());
+    black_box(std::time::SystemTime::now());
+}
+
 /// Touches `wanted` bytes of the calling thread's stack, so that calls of that depth do not fault.
 ///
 /// Returns how many bytes below the caller's frame were touched. The stack's own bounds are kept: its

@@ -1,11 +1,15 @@
 //! Tests that change their process run in one of their own: the test program again, in its main thread,
 //! with no other.
-#![allow(dead_code, reason = "each test program uses a part")]
+#![allow(dead_code, unused_macros, unused_imports, reason = "each test program uses a part")]
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use std::process::{Command, ExitCode};
+use std::io::Read;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
 
 const INSIDE: &str = "ISOPLANE_TEST_INSIDE";
+/// Longer than any test takes under load.
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// A test: its name and what it does.
 pub(crate) type Test = (&'static str, fn());
@@ -15,6 +19,11 @@ macro_rules! tests {
     ($($path:path),+ $(,)?) => { &[$((stringify!($path), $path as fn())),+] };
 }
 pub(crate) use tests;
+
+/// Whether this is the process of one test.
+pub(crate) fn is_inside() -> bool {
+    std::env::var_os(INSIDE).is_some()
+}
 
 /// The main function of a test program.
 pub(crate) fn main(tests: &[Test]) -> ExitCode {
@@ -29,15 +38,38 @@ pub(crate) fn main(tests: &[Test]) -> ExitCode {
 
 fn outside(name: &str) -> Result<(), Failed> {
     let program = std::env::current_exe()?;
-    let output = Command::new(program).env(INSIDE, name).output()?;
-    let err = String::from_utf8_lossy(&output.stderr);
-    for line in err.lines().filter(|line| line.starts_with("skipped:")) {
-        eprintln!("{line}");
+    let (mut said, pipe) = std::io::pipe()?;
+    let mut command = Command::new(program);
+    command.env(INSIDE, name).stdin(Stdio::null()).stdout(pipe.try_clone()?).stderr(pipe);
+    let mut child = command.spawn()?;
+    // Else the pipe would never end.
+    drop(command);
+    let said = std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let _ = said.read_to_end(&mut bytes);
+        String::from_utf8_lossy(&bytes).into_owned()
+    });
+    let start = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break Some(status);
+        }
+        if start.elapsed() > LIMIT {
+            child.kill()?;
+            child.wait()?;
+            break None;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    };
+    let said = said.join().unwrap_or_default();
+    for line in said.lines().filter(|line| line.starts_with("skipped:")) {
+        eprintln!("{name}: {line}");
     }
-    if output.status.success() {
-        return Ok(());
+    match status {
+        Some(status) if status.success() => Ok(()),
+        Some(status) => Err(format!("{status}\n{said}").into()),
+        None => Err(format!("killed: no end within {LIMIT:?}\n{said}").into()),
     }
-    Err(format!("{}\n{}\n{err}", output.status, String::from_utf8_lossy(&output.stdout)).into())
 }
 
 /// A field of `/proc/thread-self/status`.

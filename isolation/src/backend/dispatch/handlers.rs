@@ -14,7 +14,7 @@ use crate::mode::{Mode, OnBreach};
 use crate::status::{State, bump};
 use crate::thread::Thread;
 use nix::errno::Errno;
-use std::cell::UnsafeCell;
+use std::cell::{Cell, UnsafeCell};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -62,8 +62,37 @@ impl Former {
     }
 }
 
-static FORMER_SYS: Former = Former::new();
-static FORMER_TRAP: Former = Former::new();
+/// Whoever had a signal before us: last, and the first time.
+struct Formers {
+    last: Former,
+    first: Former,
+}
+
+impl Formers {
+    const fn new() -> Self {
+        Self { last: Former::new(), first: Former::new() }
+    }
+
+    fn set(&self, action: libc::sigaction) {
+        if self.first.version.load(Ordering::Relaxed) == 0 {
+            self.first.set(action);
+        }
+        self.last.set(action);
+    }
+
+    /// For a signal that has come back `level` times; the default in the end.
+    fn get(&self, level: u32) -> libc::sigaction {
+        match level {
+            0 => self.last.get(),
+            1 => self.first.get(),
+            // SAFETY: all zero is a valid sigaction: the default action.
+            _ => unsafe { std::mem::zeroed() },
+        }
+    }
+}
+
+static FORMER_SYS: Formers = Formers::new();
+static FORMER_TRAP: Formers = Formers::new();
 static TAKING: Mutex<()> = Mutex::new(());
 
 type Handler = extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
@@ -99,6 +128,31 @@ pub(crate) fn take_signals() -> Result<u64, Errno> {
     Ok(restorer)
 }
 
+/// Lets SIGSYS and SIGTRAP through in every handler of the process that blocks them while it runs: a
+/// system call that is trapped while SIGSYS is blocked kills the process, and nobody hears why. Says so.
+pub(crate) fn let_through() {
+    let ours = 1u64 << (libc::SIGSYS - 1) | 1u64 << (libc::SIGTRAP - 1);
+    for signal in 1..=libc::SIGRTMAX() {
+        let Ok(action) = sys::action_of(signal) else { continue };
+        let handled = action.handler != libc::SIG_DFL as u64 && action.handler != libc::SIG_IGN as u64;
+        if !handled || action.mask & ours == 0 || matches!(signal, libc::SIGSYS | libc::SIGTRAP) {
+            continue;
+        }
+        match sys::set_action(signal, &KernelAction { mask: action.mask & !ours, ..action }) {
+            Ok(()) => tracing::warn!(
+                signal,
+                "a handler blocks SIGSYS or SIGTRAP while it runs; the isolation has to see them, so it \
+                 does not any more"
+            ),
+            Err(errno) => tracing::warn!(
+                signal,
+                "a handler blocks SIGSYS or SIGTRAP while it runs, and this cannot be changed ({errno}): a \
+                 system call in it kills the process"
+            ),
+        }
+    }
+}
+
 /// Whether both signals are still ours.
 pub(crate) fn have_signals() -> bool {
     let ours = |signal, handler: Handler| {
@@ -107,30 +161,73 @@ pub(crate) fn have_signals() -> bool {
     ours(libc::SIGSYS, on_sigsys) && ours(libc::SIGTRAP, on_sigtrap)
 }
 
-/// Gives a signal to whoever had it before us.
-fn pass_on(former: &Former, signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+thread_local! {
+    /// The signal that is being passed on: its context, where the stack was, and to whom it went.
+    static PASSING: Cell<Passing> = const { Cell::new(Passing { context: 0, stack: 0, level: 0 }) };
+}
+
+#[derive(Clone, Copy)]
+struct Passing {
+    context: usize,
+    stack: usize,
+    level: u32,
+}
+
+/// Gives a signal to whoever had it before us. A handler that was installed later and passes on what is
+/// not its own comes back here with the same context, deeper in the stack: then the first one has it.
+fn pass_on(former: &Formers, signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    let outer = PASSING.get();
+    let stack = (&raw const outer) as usize;
+    let again = outer.context == context as usize && stack < outer.stack;
+    let level = if again { outer.level + 1 } else { 0 };
+    // SAFETY: every siginfo has its code there; positive ones are the kernel's own.
+    let raised = unsafe { (*info).si_code } > 0;
     let isolated = |t: &&Thread| t.is_alive() && matches!(t.state(), State::Armed | State::SlowPath);
-    if let Some(thread) = Thread::current().filter(isolated) {
-        // SAFETY: every siginfo has its code there; positive ones are the kernel's own.
-        let raised = unsafe { (*info).si_code } > 0;
+    let mut resumed = None;
+    if let Some(thread) = Thread::current().filter(isolated).filter(|_| !again) {
         let cause = if raised { Cause::Exception } else { Cause::Signal };
-        if raised && thread.mode().contains(Mode::ALLOW_EXCEPTIONS) {
+        let mode = thread.mode();
+        if raised && mode.contains(Mode::ALLOW_EXCEPTIONS) {
             count_allowed(thread, cause);
-            thread.release();
+            if thread.state() == State::Armed {
+                thread.open();
+                if mode.contains(Mode::ONESHOT) {
+                    thread.release();
+                } else {
+                    thread.set_state(State::SlowPath);
+                    resumed = Some(thread);
+                }
+            }
         } else {
             let instruction = registers(context)[libc::REG_RIP as usize] as u64;
             breach(thread, cause, Detail::At { instruction });
         }
     }
-    let action = former.get();
+    PASSING.set(Passing { context: context as usize, stack, level });
+    deliver(former.get(level), raised, signal, info, context);
+    PASSING.set(outer);
+    if let Some(thread) = resumed {
+        resume(thread);
+    }
+}
+
+fn deliver(
+    action: libc::sigaction,
+    raised: bool,
+    signal: libc::c_int,
+    info: *mut libc::siginfo_t,
+    context: *mut libc::c_void,
+) {
     match action.sa_sigaction {
-        libc::SIG_IGN => {}
-        libc::SIG_DFL => {
+        libc::SIG_IGN if !raised => {}
+        // The kernel does not let anybody ignore what it raises itself.
+        libc::SIG_DFL | libc::SIG_IGN => {
             // What the default does cannot be done from here; put it back and raise the signal again, to
             // be delivered when this handler returns.
-            // SAFETY: `action` is a whole sigaction; the calls take plain numbers besides.
+            // SAFETY: all zero is the default action; the calls take plain numbers besides.
             unsafe {
-                libc::sigaction(signal, &raw const action, std::ptr::null_mut());
+                let default: libc::sigaction = std::mem::zeroed();
+                libc::sigaction(signal, &raw const default, std::ptr::null_mut());
                 let (pid, tid) = (libc::getpid(), libc::syscall(libc::SYS_gettid));
                 libc::syscall(libc::SYS_tgkill, pid, tid, signal);
             }
@@ -153,6 +250,12 @@ fn registers<'a>(context: *mut libc::c_void) -> &'a mut [i64; 23] {
     // SAFETY: the kernel passes a ucontext_t to an SA_SIGINFO handler, on this handler's stack, and
     // nobody else has a reference to it.
     unsafe { &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs }
+}
+
+/// The signal mask of the interrupted code.
+fn mask_of(context: *mut libc::c_void) -> u64 {
+    // SAFETY: as in `registers`; the kernel's mask is the first 64 bits of the C library's.
+    unsafe { (&raw const (*context.cast::<libc::ucontext_t>()).uc_sigmask).cast::<u64>().read() }
 }
 
 fn cpu() -> u32 {
@@ -261,13 +364,23 @@ extern "C" fn on_sigsys(signal: libc::c_int, info: *mut libc::siginfo_t, context
         argument(libc::REG_R8),
         argument(libc::REG_R9),
     ];
+    // A handler of the program's may leave sideways: then the next turn shuts the gate.
+    thread.set_state(State::SlowPath);
+    // The call is made under the program's own signal mask, so that a signal interrupts it.
+    sys::set_mask(mask_of(context));
     // SAFETY: the program makes this very call with these arguments; the calls that must not be made
     // from another frame were sorted out above.
     let result = unsafe { sys::raw(number as u64, arguments) };
+    sys::set_mask(u64::MAX);
     registers[libc::REG_RAX as usize] = result as i64;
-    if thread.state() == State::Armed {
+    resume(thread);
+}
+
+/// Isolates again after something that the mode allows, unless that was broken or released meanwhile.
+fn resume(thread: &Thread) {
+    if thread.state() == State::SlowPath {
         thread.quiesce();
-        thread.shut();
+        thread.isolate();
     }
 }
 
@@ -287,12 +400,14 @@ extern "C" fn on_sigtrap(signal: libc::c_int, info: *mut libc::siginfo_t, contex
         return breach(thread, Cause::PageFault, Detail::Fault { address: said.address, instruction });
     }
     count_allowed(thread, Cause::PageFault);
-    if mode.contains(Mode::ONESHOT) {
-        thread.release();
-    } else if thread.state() == State::Armed {
+    if thread.state() == State::Armed {
         thread.open();
-        thread.quiesce();
-        thread.shut();
+        if mode.contains(Mode::ONESHOT) {
+            thread.release();
+        } else {
+            thread.quiesce();
+            thread.shut();
+        }
     }
 }
 

@@ -32,6 +32,29 @@ pub(crate) fn probe() -> Result<(), Unmet> {
     })
 }
 
+/// Opens the signals again if somebody has blocked them, and takes them back if somebody has installed
+/// handlers of their own for them.
+fn keep_signals(thread: &Thread) -> Result<(), Unmet> {
+    sys::unblock(1 << (libc::SIGSYS - 1) | 1 << (libc::SIGTRAP - 1));
+    if handlers::have_signals() {
+        return Ok(());
+    }
+    tracing::warn!(
+        "a handler for SIGSYS or SIGTRAP was installed over that of the isolation; it gets \
+         what is not the isolation's, and the signals are the isolation's again"
+    );
+    let restorer = handlers::take_signals().map_err(|errno| Unmet::Call { call: "sigaction", errno })?;
+    thread.restorer.set(restorer);
+    Ok(())
+}
+
+/// Before the gate is shut behind a visit: the visit may have installed handlers.
+pub(crate) fn after_visit(thread: &Thread) {
+    if let Err(error) = keep_signals(thread) {
+        tracing::warn!("cannot take SIGSYS and SIGTRAP back: {error}");
+    }
+}
+
 /// What one prepared thread holds of the backend.
 #[derive(Debug)]
 pub(crate) struct Engine {
@@ -65,7 +88,8 @@ impl Engine {
     /// Everything but shutting the gate.
     pub(crate) fn arm(&self, thread: &Thread) -> Result<(), Unmet> {
         let failed = |call| move |errno: Errno| Unmet::Call { call, errno };
-        self.keep_signals(thread)?;
+        keep_signals(thread)?;
+        handlers::let_through();
         if let Some(faults) = &self.faults {
             faults.switch(true).map_err(failed("switch the page-fault event on"))?;
         }
@@ -75,16 +99,7 @@ impl Engine {
 
     /// Takes the signals back if somebody has installed handlers of their own for them.
     pub(crate) fn keep_signals(&self, thread: &Thread) -> Result<(), Unmet> {
-        if handlers::have_signals() {
-            return Ok(());
-        }
-        tracing::warn!(
-            "a handler for SIGSYS or SIGTRAP was installed over that of the isolation; it gets \
-             what is not the isolation's, and the signals are the isolation's again"
-        );
-        let restorer = handlers::take_signals().map_err(|errno| Unmet::Call { call: "sigaction", errno })?;
-        thread.restorer.set(restorer);
-        Ok(())
+        keep_signals(thread)
     }
 
     /// The gate is open already; from here on the kernel does not look at it.

@@ -68,6 +68,31 @@ pub(crate) fn action_of(signal: libc::c_int) -> Result<KernelAction, Errno> {
     Errno::result(result).map(|_| action)
 }
 
+/// Sets a signal's action as the kernel has it, with its own restorer.
+pub(crate) fn set_action(signal: libc::c_int, action: &KernelAction) -> Result<(), Errno> {
+    // SAFETY: the kernel reads one action of this layout, which came from `action_of`, and writes none.
+    let result = unsafe {
+        let none = std::ptr::null_mut::<KernelAction>();
+        libc::syscall(libc::SYS_rt_sigaction, signal, std::ptr::from_ref(action), none, 8)
+    };
+    Errno::result(result).map(drop)
+}
+
+/// Sets the calling thread's signal mask. Async-signal-safe.
+pub(crate) fn set_mask(mask: u64) {
+    change_mask(libc::SIG_SETMASK, mask);
+}
+
+/// Opens signals of the calling thread.
+pub(crate) fn unblock(signals: u64) {
+    change_mask(libc::SIG_UNBLOCK, signals);
+}
+
+fn change_mask(how: libc::c_int, mask: u64) {
+    // SAFETY: the kernel reads eight bytes that live until the call returns; it cannot fail with these.
+    unsafe { raw(libc::SYS_rt_sigprocmask as u64, [how as u64, (&raw const mask) as u64, 0, 8, 0, 0]) };
+}
+
 /// The first part of the kernel's siginfo for SIGSYS.
 #[repr(C)]
 pub(crate) struct SigsysInfo {

@@ -1,0 +1,28 @@
+//! Strict isolation under the `dispatch` backend, by behaviour and with every fault that can be made:
+//! each case is a process of its own, since signal handlers, locked memory and forks are matters of a
+//! whole process. Counts and causes are asserted, never times.
+
+#[cfg(target_arch = "x86_64")]
+#[path = "../common/mod.rs"]
+mod common;
+#[cfg(target_arch = "x86_64")]
+mod faults;
+#[cfg(target_arch = "x86_64")]
+mod handlers;
+#[cfg(target_arch = "x86_64")]
+mod lab;
+#[cfg(target_arch = "x86_64")]
+mod syscalls;
+
+#[cfg(target_arch = "x86_64")]
+fn main() -> std::process::ExitCode {
+    if common::is_inside() {
+        lab::start();
+    }
+    common::main(&[syscalls::CASES, faults::CASES, handlers::CASES].concat())
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn main() {
+    eprintln!("skipped: the backend dispatch is for x86-64");
+}
