@@ -35,6 +35,10 @@ pub struct WorkerIsolation {
     /// Bytes of the arena that a worker allocates from while it is isolated, in a program whose global
     /// allocator is [`WorkerAlloc`](isoplane_isolation::arena::WorkerAlloc); 0 for none.
     pub arena: usize,
+    /// Name the senders of IPIs to the workers' CPUs, where tracepoints may be read (root): see
+    /// [`Running::senders`](crate::Running::senders). Switching it on sends IPIs itself, and other CPUs
+    /// become a little slower at sending them.
+    pub name_senders: bool,
     /// Which way the log lines of workers take.
     pub diagnostics: Diagnostics,
     /// Log lines that may wait for the drainer in each worker's ring: a power of two.
@@ -54,6 +58,7 @@ impl Default for WorkerIsolation {
             privileges: Privileges::Keep,
             stack: memory::STACK,
             arena: 0,
+            name_senders: false,
             diagnostics: Diagnostics::Ring,
             log_lines: 1024,
         }
@@ -91,7 +96,7 @@ impl WorkerIsolation {
             Diagnostics::Ring => recorder.install(cpu).map(Logging::Ring),
             Diagnostics::SlowPath => {
                 let program = tracing::dispatcher::get_default(Clone::clone);
-                let route = ThroughSlowPath::new(program, |visit| isoplane_isolation::visit(visit).is_ok());
+                let route = ThroughSlowPath::new(program);
                 route.install(Some(recorder), cpu).map(Logging::SlowPath)
             }
         };

@@ -7,12 +7,13 @@
 //! is dead and will not be started again are reported here.
 
 use crate::control::Control;
+use crate::watcher::lock;
 use crate::worker::Time;
-use isoplane_isolation::observer::{Event, Finding, Observer, Watched};
+use isoplane_isolation::observer::{Event, Finding, Observer, SenderTally, Senders, Watched};
 use isoplane_isolation::{Cause, Status};
 use isoplane_memory::stats::{Block, Field};
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{LazyLock, Mutex};
 use std::time::Duration;
 
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -94,12 +95,20 @@ pub mod field {
 /// One worker, as the observer knows it.
 pub(crate) struct Worker {
     pub(crate) name: String,
+    pub(crate) cpu: Option<usize>,
     pub(crate) status: Status,
     pub(crate) block: Block,
 }
 
 /// Looks at the workers until `stop`, and once more then.
-pub(crate) fn run(workers: &[Worker], control: &Control, time: Time, stop: &AtomicBool) {
+pub(crate) fn run(
+    workers: &[Worker],
+    control: &Control,
+    time: Time,
+    tally: Option<&Mutex<SenderTally>>,
+    stop: &AtomicBool,
+) {
+    let mut senders = tally.and_then(|tally| Some((open_senders(workers)?, tally)));
     let watched = |w: &Worker| Watched { name: w.name.clone(), status: w.status.clone() };
     let mut observer = Observer::new(workers.iter().map(watched).collect());
     loop {
@@ -108,6 +117,9 @@ pub(crate) fn run(workers: &[Worker], control: &Control, time: Time, stop: &Atom
             if let Some(worker) = workers.iter().find(|w| w.name == finding.worker) {
                 add(worker, &finding);
             }
+        }
+        if let Some((senders, tally)) = &mut senders {
+            lock(tally).add(&senders.drain());
         }
         for (worker, slot) in workers.iter().zip(control.slots()) {
             publish(worker, time);
@@ -120,6 +132,16 @@ pub(crate) fn run(workers: &[Worker], control: &Control, time: Time, stop: &Atom
         }
         std::thread::sleep(LOOK_EVERY);
     }
+}
+
+/// Starts to trace who sends IPIs to the workers' CPUs, or says why that cannot be done here.
+fn open_senders(workers: &[Worker]) -> Option<Senders> {
+    let cpus: Vec<u32> = workers.iter().filter_map(|w| w.cpu).map(|cpu| cpu as u32).collect();
+    if cpus.is_empty() {
+        tracing::warn!("senders of IPIs are not named: no worker has a CPU of its own");
+        return None;
+    }
+    Senders::open(&cpus).inspect_err(|why| tracing::warn!("senders of IPIs are not named: {why}")).ok()
 }
 
 /// Adds what only the finding tells, and says what happened.

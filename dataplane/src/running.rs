@@ -17,6 +17,7 @@ use crate::zygote::{self, Handle};
 use isoplane_drivers::Port;
 use isoplane_isolation::Status;
 use isoplane_isolation::diagnostics::Source;
+use isoplane_isolation::observer::{Sender, SenderTally};
 use isoplane_memory::recovery::Balance;
 use isoplane_memory::stats::{Block, BlockId, Segment, SegmentReader};
 use isoplane_memory::{FrameCache, Pool};
@@ -62,6 +63,7 @@ pub struct Running {
     threads: Vec<JoinHandle<Body>>,
     housekeeping: Vec<JoinHandle<()>>,
     statuses: Vec<Status>,
+    tally: Option<Arc<Mutex<SenderTally>>>,
     stopped: bool,
 }
 
@@ -111,10 +113,13 @@ pub(crate) fn start(parts: Parts) -> Result<Running, LaunchError> {
     for (body, id) in bodies.iter().zip(&parts.isolation_blocks) {
         observed.push(observer::Worker {
             name: body.name.clone(),
+            cpu: body.cpu,
             status: body.status.clone(),
             block: block(*id)?,
         });
     }
+    let named = bodies.iter().filter_map(|b| b.isolation.as_ref()).any(|i| i.name_senders);
+    let tally = named.then(Arc::default);
     let spinning: Vec<usize> = bodies.iter().filter_map(|b| b.cpu).collect();
     // Fork first: from here on the program may have threads.
     let zygote = match placement {
@@ -132,6 +137,7 @@ pub(crate) fn start(parts: Parts) -> Result<Running, LaunchError> {
         threads: Vec::new(),
         housekeeping: Vec::new(),
         statuses: observed.iter().map(|worker| worker.status.clone()).collect(),
+        tally,
         stopped: false,
         segment,
         shared,
@@ -240,10 +246,10 @@ impl Running {
         spinning: &[usize],
     ) -> Result<(), LaunchError> {
         let (control, stop) = (self.shared.control.clone(), Arc::clone(&self.shared.stop));
-        let cpus = elsewhere(spinning);
+        let (cpus, tally) = (elsewhere(spinning), self.tally.clone());
         self.housekeeping.push(spawn("iso-observer", move || {
             stay_on(&cpus, "observer");
-            observer::run(&workers, &control, time, &stop);
+            observer::run(&workers, &control, time, tally.as_deref(), &stop);
         })?);
         Ok(())
     }
@@ -317,6 +323,13 @@ impl Running {
     #[must_use]
     pub fn isolation(&self, worker: usize) -> Option<&Status> {
         self.statuses.get(worker)
+    }
+
+    /// Who sent most IPIs to the workers' CPUs since the launch, at most `n`: process and kernel function.
+    /// Empty unless [`WorkerIsolation::name_senders`](crate::WorkerIsolation::name_senders) asks for it.
+    #[must_use]
+    pub fn senders(&self, n: usize) -> Vec<Sender> {
+        self.tally.as_ref().map(|tally| lock(tally).top(n)).unwrap_or_default()
     }
 
     /// Number of workers.
