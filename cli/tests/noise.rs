@@ -253,6 +253,29 @@ fn a_competitor_on_the_cpu_is_counted() {
 }
 
 #[test]
+fn who_sends_interrupts_is_named() {
+    let Some((_alone, cpu, _)) = cpus() else { return };
+    let number = cpu.to_string();
+    // Wakes a sleeper on the measured CPU again and again, from another one.
+    let load = format!("taskset -c {cpu} sleep 1000 & while :; do kill -STOP $!; kill -CONT $!; done");
+    let output = noise(&["--cpu", &number, "--seconds", "2", "--mode", "none", "--json", "--load", &load]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let measurement = &json(&output)["measurements"][0];
+    let sent = measurement["ipi_senders"].as_array().unwrap();
+    let by_load = sent.iter().any(|it| it["comm"] == "sh" && it["count"].as_u64() > Some(0));
+    let not_observed = measurement["not_observed"].as_array().unwrap();
+    if not_observed.iter().any(|it| it.as_str().unwrap().starts_with("senders of IPIs are not named")) {
+        assert!(sent.is_empty());
+        eprintln!("skipped: {not_observed:?}");
+    } else {
+        assert!(by_load, "{sent:?}");
+        let seen = &measurement["interruptions"];
+        let of = |cause: &str| seen[cause].as_u64().unwrap();
+        assert!(of("reschedule") + of("function_call") > 0, "{seen}");
+    }
+}
+
+#[test]
 fn the_load_runs_beside_and_ends_with_everything_it_started() {
     let Some((_alone, cpu, _)) = cpus() else { return };
     let directory = tempfile::tempdir().unwrap();

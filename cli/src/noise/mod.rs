@@ -18,6 +18,7 @@ use crate::progress;
 use indicatif::ProgressBar;
 use isoplane::memory::{Clock, ClockError};
 use isoplane_isolation::Cpu;
+use isoplane_isolation::observer::Senders;
 use load::{Load, LoadError};
 use observed::Observed;
 use place::PlaceError;
@@ -209,9 +210,11 @@ fn measure(
 ) -> Result<(Measurement, Ended), NoiseError> {
     let threshold = plan.args.threshold.map(Duration::from_nanos);
     let task = Task { cpu: Cpu(plan.args.cpu), mode, length: plan.length, threshold, clock: plan.clock };
+    // Opening them interrupts every CPU, so this comes first; closing them too, so that comes last.
+    let senders = Senders::open(&[u32::try_from(plan.args.cpu).unwrap_or(u32::MAX)]);
     let mut spinner = Spinner::start(&task)?;
     wait_for(&mut spinner, mode, plan.stop)?;
-    let mut observed = Observed::start(mode.name(), &spinner.status);
+    let mut observed = Observed::start(mode.name(), &spinner.status, senders);
     let mut load = plan.args.load.as_deref().map(Load::start).transpose()?;
     let ended = watch(plan, mode, before, &mut spinner, load.as_mut(), &mut observed, problems);
     // While it still spins: what its end does is nobody's noise.

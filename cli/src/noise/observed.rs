@@ -1,6 +1,6 @@
 //! What the observer finds out about the measuring process, added up.
 
-use isoplane_isolation::observer::{Line, Missing};
+use isoplane_isolation::observer::{Asked, Line, Missing, Sender, Senders, SendersUnavailable};
 use isoplane_isolation::{Interruptions, Observer, Status, Watched};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -10,10 +10,17 @@ use std::time::Duration;
 /// Events that are kept: a process that is moved about all the time has seen enough.
 const EVENTS: usize = 100;
 
+/// Senders of IPIs that are named.
+const SENDERS: usize = 32;
+
 /// Sums since the start.
 #[derive(Debug)]
 pub(super) struct Observed {
     observer: Observer,
+    /// The measuring process's name with the observer.
+    name: String,
+    /// Why senders of IPIs are not named, if they are not.
+    no_senders: Option<SendersUnavailable>,
     pub(super) interruptions: Interruptions,
     pub(super) page_faults: u64,
     pub(super) run_delay: Duration,
@@ -41,12 +48,57 @@ impl fmt::Display for Row {
     }
 }
 
+/// Somebody who sent IPIs to the measured CPU.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct IpiSender {
+    /// What was asked: `function_call` or `reschedule`.
+    asked: &'static str,
+    /// The kernel function that was to run; `null` for a reschedule.
+    function: Option<String>,
+    /// Where in the kernel it was asked for.
+    callsite: String,
+    /// Name of the thread that ran there; empty when it ended before anybody could ask.
+    comm: String,
+    pid: u32,
+    /// The kernel was handling an interrupt, so that thread is not the cause.
+    in_interrupt: bool,
+    count: u64,
+    #[serde(skip)]
+    text: String,
+}
+
+impl From<Sender> for IpiSender {
+    fn from(sender: Sender) -> Self {
+        let text = sender.to_string();
+        let Sender { asked, function, callsite, comm, pid, in_interrupt, count, .. } = sender;
+        let asked = match asked {
+            Asked::Reschedule => "reschedule",
+            _ => "function_call",
+        };
+        Self { asked, function, callsite, comm, pid, in_interrupt, count, text }
+    }
+}
+
+impl fmt::Display for IpiSender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
 impl Observed {
-    /// Starts to look: what comes from now on is counted.
-    pub(super) fn start(name: &str, status: &Status) -> Self {
+    /// Starts to look: what comes from now on is counted. The senders were opened before the measuring
+    /// process was isolated, since opening them interrupts every CPU.
+    pub(super) fn start(name: &str, status: &Status, senders: Result<Senders, SendersUnavailable>) -> Self {
         let watched = Watched { name: name.to_owned(), status: status.clone() };
+        let observer = Observer::new(vec![watched]);
+        let (observer, no_senders) = match senders {
+            Ok(senders) => (observer.with_senders(senders), None),
+            Err(reason) => (observer, Some(reason)),
+        };
         let mut new = Self {
-            observer: Observer::new(vec![watched]),
+            observer,
+            name: name.to_owned(),
+            no_senders,
             interruptions: Interruptions::default(),
             page_faults: 0,
             run_delay: Duration::ZERO,
@@ -96,6 +148,11 @@ impl Observed {
         rows
     }
 
+    /// Who sent IPIs to the CPU, most frequent first.
+    pub(super) fn senders(&self) -> Vec<IpiSender> {
+        self.observer.top_senders(&self.name, SENDERS).into_iter().map(IpiSender::from).collect()
+    }
+
     /// What could not be looked at.
     pub(super) fn not_observed(&self) -> Vec<String> {
         let said = |missing: &Missing| {
@@ -105,6 +162,7 @@ impl Observed {
                 missing.reason
             )
         };
-        self.observer.missing().iter().map(said).collect()
+        let files = self.observer.missing().iter().map(said);
+        files.chain(self.no_senders.as_ref().map(ToString::to_string)).collect()
     }
 }

@@ -1,7 +1,7 @@
 //! What was measured, as tables and as JSON.
 
 use super::load::Ended as LoadEnded;
-use super::observed::{Observed, Row};
+use super::observed::{IpiSender, Observed, Row};
 use super::spinner::{Spinner, Task};
 use super::{Args, Mode};
 use crate::format::{grouped, short_time};
@@ -61,6 +61,8 @@ pub(super) struct Measurement {
     interruptions: BTreeMap<&'static str, u64>,
     /// The kernel's rows behind those causes that have many, most frequent first.
     interruption_rows: Vec<Row>,
+    /// Who sent IPIs to the CPU, most frequent first, where the kernel says so.
+    ipi_senders: Vec<IpiSender>,
     /// Faults that the kernel counted for the measuring thread.
     page_faults: u64,
     /// Time that the thread wanted to run and did not.
@@ -199,6 +201,7 @@ impl Measurement {
             breaches: by_name(&now.breaches),
             interruptions: by_name(&observed.interruptions),
             interruption_rows: observed.rows(),
+            ipi_senders: observed.senders(),
             page_faults: observed.page_faults,
             run_delay_ns: nanos(observed.run_delay),
             steal_ns: nanos(observed.steal),
@@ -344,6 +347,9 @@ impl Report {
             for row in m.interruption_rows.iter().take(ROWS) {
                 writeln!(out, "{}: {row}", m.mode)?;
             }
+            for sender in m.ipi_senders.iter().take(ROWS) {
+                writeln!(out, "{}: {sender}", m.mode)?;
+            }
             for said in m.events.iter().chain(&m.weaknesses).chain(&m.not_observed) {
                 writeln!(out, "{}: {said}", m.mode)?;
             }
@@ -417,6 +423,7 @@ pub(super) mod tests {
             breaches: by_name(&Interruptions::default()),
             interruptions: by_name(&Interruptions::default()),
             interruption_rows: Vec::new(),
+            ipi_senders: Vec::new(),
             page_faults: 0,
             run_delay_ns: 0,
             steal_ns: 0,
