@@ -145,7 +145,7 @@ impl fmt::Display for Event {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Missing {
-    /// The file.
+    /// The file; those of threads have `PID` and `TID` in the place of numbers.
     pub path: PathBuf,
     /// Why.
     pub reason: String,

@@ -23,7 +23,7 @@
 //! - Who sent an IPI is said where tracepoints may be read: [`Senders`].
 //! - Process ids are those of the observer's own pid namespace, and `/proc` must show that namespace.
 //!
-//! One sample of one worker takes about 90 us of CPU time (2 CPUs, 40 rows, Linux 6.18 in a virtual
+//! One sample of one worker takes about 100 us of CPU time (2 CPUs, 40 rows, Linux 6.18 in a virtual
 //! machine); most of it is the kernel's, and grows with its CPUs and interrupt lines.
 //!
 //! | file (`Documentation/filesystems/proc.rst`) | what comes from it |

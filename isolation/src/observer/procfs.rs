@@ -36,12 +36,14 @@ impl ProcFs {
 
     /// A file of the tree, by its path below the root. It is opened when it is first read.
     pub(super) fn file(&self, path: &str) -> Kept {
-        Kept { path: self.root.join(path), file: None, buffer: Vec::new() }
+        let path = self.root.join(path);
+        Kept { source: path.clone(), path, file: None, buffer: Vec::new() }
     }
 
     /// A file of one thread.
     pub(super) fn of_thread(&self, (pid, tid): (u32, u32), name: &str) -> Kept {
-        self.file(&format!("proc/{pid}/task/{tid}/{name}"))
+        let source = self.root.join(format!("proc/PID/task/TID/{name}"));
+        Kept { source, ..self.file(&format!("proc/{pid}/task/{tid}/{name}")) }
     }
 }
 
@@ -49,13 +51,16 @@ impl ProcFs {
 #[derive(Debug)]
 pub(super) struct Kept {
     path: PathBuf,
+    /// The same for all threads.
+    source: PathBuf,
     file: Option<File>,
     buffer: Vec<u8>,
 }
 
 impl Kept {
-    pub(super) fn path(&self) -> &Path {
-        &self.path
+    /// What it is called when it cannot be read: said once, not for each thread.
+    pub(super) fn source(&self) -> &Path {
+        &self.source
     }
 
     /// As [`read`](Self::read); an error is noted, and logged the first time.
@@ -64,7 +69,7 @@ impl Kept {
             Ok(length) => Some(&self.buffer[..length]),
             Err(error) => {
                 self.file = None;
-                Missing::note(missing, &self.path, error.to_string());
+                Missing::note(missing, &self.source, error.to_string());
                 None
             }
         }

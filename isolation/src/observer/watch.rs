@@ -133,24 +133,21 @@ impl Thread {
         if self.gone {
             return false;
         }
-        let stat = match self.stat_file.read() {
-            Ok(bytes) => parse::thread_stat(bytes),
+        let status = self.status_file.read().map(parse::thread_status);
+        let delay = self.delay_file.read().map(parse::run_delay);
+        let migrations = self.sched_file.read().map(parse::migrations);
+        // This one is the last, so that a thread that ends meanwhile is gone, and its files not missing.
+        let stat = match self.stat_file.read().map(parse::thread_stat) {
             Err(error) if is_gone(&error) => return self.has_gone(finding),
-            Err(error) => {
-                Missing::note(missing, self.stat_file.path(), error.to_string());
-                return false;
-            }
+            stat => known(missing, &self.stat_file, stat),
         };
-        let Some(stat) = stat else {
-            Missing::note(missing, self.stat_file.path(), "its format is not known".to_owned());
-            return false;
-        };
+        let Some(stat) = stat else { return false };
         if matches!(stat.state, b'Z' | b'X' | b'x') {
             return self.has_gone(finding);
         }
-        let status = self.status_file.noted(missing).and_then(parse::thread_status);
-        let delay = self.delay_file.noted(missing).and_then(parse::run_delay);
-        let migrations = self.sched_file.noted(missing).and_then(parse::migrations);
+        let status = known(missing, &self.status_file, status);
+        let delay = known(missing, &self.delay_file, delay);
+        let migrations = known(missing, &self.sched_file, migrations);
         let steal = self.cpu.and_then(|cpu| parse::steal(shared.stat, cpu));
         let now = Base {
             at: shared.now,
@@ -199,6 +196,17 @@ impl Thread {
 
 fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
+}
+
+/// What a file said, or a note that it said nothing.
+fn known<T>(missing: &mut Vec<Missing>, file: &Kept, read: io::Result<Option<T>>) -> Option<T> {
+    let reason = match read {
+        Ok(Some(value)) => return Some(value),
+        Ok(None) => "its format is not known".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    Missing::note(missing, file.source(), reason);
+    None
 }
 
 /// What happened to the thread between two samples.

@@ -204,4 +204,9 @@ fn more_than_fits_between_two_drains_is_a_loss_that_is_counted() {
     unmap("flood", other);
     senders.drain();
     assert!(first > 0 && senders.lost() > 0, "{first} {}", senders.lost());
+    // The ring was given back, again and again: what comes now is recorded.
+    assert!(until(|| {
+        unmap("later", other);
+        senders.drain().iter().any(|sender| sender.comm == "later")
+    }));
 }

@@ -458,6 +458,26 @@ fn what_cannot_be_read_is_said_once_and_the_rest_goes_on() {
 }
 
 #[test]
+fn a_file_that_no_thread_has_is_missing_once() {
+    let tree = Tree::new();
+    let worker = watched("w");
+    let mut observer = tree.observer(std::slice::from_ref(&worker));
+    for pid in [7, 8, 9] {
+        tree.thread(pid, &QUIET);
+        fs::remove_file(tree.root.path().join(format!("proc/{pid}/task/{pid}/sched"))).unwrap();
+        arm(&worker.status, (pid, pid), 3);
+        observer.sample();
+        assert!(one(observer.sample()).is_quiet());
+    }
+    let missing: Vec<_> = observer.missing().iter().map(|one| one.path.clone()).collect();
+    assert_eq!(missing, [tree.root.path().join("proc/PID/task/TID/sched")]);
+    // A format that nobody knows is said, too; without `stat` nothing can be said of the thread.
+    tree.write("proc/9/task/9/stat", "9 (w) R 1\n");
+    assert!(observer.sample().is_empty());
+    assert_eq!(observer.missing()[1].reason, "its format is not known");
+}
+
+#[test]
 fn two_workers_keep_their_own_counts() {
     let tree = Tree::new();
     tree.interrupts("LOC: 0 100 200 x\n");
