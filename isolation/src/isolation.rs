@@ -200,6 +200,9 @@ impl Isolation {
             return Err(refused(vec![Unmet::AlreadyPrepared]));
         }
         let mut unmet = Vec::new();
+        if let Some(Err(error)) = cpu.map(cpu::check) {
+            unmet.push(Unmet::Cpu(error));
+        }
         let backend = self.backend.probe().map_err(|reason| unmet.push(reason)).ok();
         let status = match self.status.clone().map_or_else(|| Status::create("alone"), Ok) {
             Ok(status) => Some(status),

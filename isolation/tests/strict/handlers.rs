@@ -2,7 +2,10 @@
 //! leave sideways, return by a restorer of their own, or want the signals that the isolation uses.
 
 use crate::common::Test;
-use crate::lab::{self, At, assert_enforced, assert_fault, assert_syscall, only_breach};
+use crate::lab::{
+    self, At, OneArgument, ThreeArguments, assert_enforced, assert_fault, assert_syscall, install,
+    only_breach,
+};
 use isoplane_isolation::{Cause, Detail, Mode, OnBreach, State, Status, Strict};
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
@@ -41,22 +44,6 @@ struct KernelAction {
     flags: u64,
     restorer: u64,
     mask: u64,
-}
-
-type OneArgument = extern "C" fn(libc::c_int);
-type ThreeArguments = extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
-
-/// Installs a handler through the C library; what was there before.
-fn install(signal: Signal, handler: usize, flags: i32) -> libc::sigaction {
-    // SAFETY: all zero is a valid sigaction; the handlers of this file have the signature for `flags`.
-    unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        let mut former: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = handler;
-        action.sa_flags = flags;
-        assert_eq!(libc::sigaction(signal as i32, &raw const action, &raw mut former), 0);
-        former
-    }
 }
 
 fn install1(signal: Signal, handler: OneArgument) {

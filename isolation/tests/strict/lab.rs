@@ -486,3 +486,26 @@ pub(crate) fn no_core() {
     // SAFETY: reads one struct.
     assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const none) }, 0);
 }
+
+/// What a handler without SA_SIGINFO is.
+pub(crate) type OneArgument = extern "C" fn(libc::c_int);
+/// What a handler with it is.
+pub(crate) type ThreeArguments = extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
+
+/// Installs a handler through the C library; what was there before.
+pub(crate) fn install(signal: Signal, handler: usize, flags: i32) -> libc::sigaction {
+    // SAFETY: all zero is a valid sigaction; the cases' handlers have the signature for `flags`.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        let mut former: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = handler;
+        action.sa_flags = flags;
+        assert_eq!(libc::sigaction(signal as i32, &raw const action, &raw mut former), 0);
+        former
+    }
+}
+
+/// Signals that the calling thread blocks.
+pub(crate) fn blocked_signals() -> SigSet {
+    SigSet::thread_get_mask().expect("mask")
+}

@@ -12,6 +12,10 @@ mod handlers;
 #[cfg(target_arch = "x86_64")]
 mod lab;
 #[cfg(target_arch = "x86_64")]
+mod modes;
+#[cfg(target_arch = "x86_64")]
+mod policies;
+#[cfg(target_arch = "x86_64")]
 mod syscalls;
 
 #[cfg(target_arch = "x86_64")]
@@ -19,7 +23,7 @@ fn main() -> std::process::ExitCode {
     if common::is_inside() {
         lab::start();
     }
-    common::main(&[syscalls::CASES, faults::CASES, handlers::CASES].concat())
+    common::main(&[syscalls::CASES, faults::CASES, handlers::CASES, modes::CASES, policies::CASES].concat())
 }
 
 #[cfg(not(target_arch = "x86_64"))]
