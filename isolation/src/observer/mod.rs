@@ -13,12 +13,12 @@
 //!   there: an upper bound for the worker. While it is seen on another CPU at both ends of an interval
 //!   they are not counted; nor for a worker that has no CPU of its own.
 //! - One kernel entry may show under several causes: a tick that runs a soft interrupt and then lets
-//!   another thread run is a [`TimerTick`](Cause::TimerTick), a [`Softirq`](Cause::Softirq) and a
-//!   [`Preemption`](Cause::Preemption).
+//!   another thread run is a [`TimerTick`](crate::Cause::TimerTick), a [`Softirq`](crate::Cause::Softirq) and a
+//!   [`Preemption`](crate::Cause::Preemption).
 //! - A tracer that comes and goes between two samples leaves no trace, nor does a change of affinity that
 //!   is undone, but for the switches and moves of such a moment. A move away and back is seen where the
 //!   kernel has `/proc/PID/task/TID/sched`.
-//! - A yield of the slow path that lets another thread run counts as a [`Preemption`](Cause::Preemption).
+//! - A yield of the slow path that lets another thread run counts as a [`Preemption`](crate::Cause::Preemption).
 //! - Time that the hypervisor took ([`Finding::steal`]) is a gap, not a cause.
 //! - Who sent an IPI is said where tracepoints may be read: [`Senders`].
 //! - Process ids are those of the observer's own pid namespace, and `/proc` must show that namespace.
