@@ -2,12 +2,14 @@
 //!
 //! Contract: results go to standard output, everything else to standard error; with `--json` standard
 //! output holds JSON and nothing else. The exit code is 0 when all went well, 1 when it did not, 2 when
-//! the command line made no sense; a reader that goes away early is no error. Nothing is started before the command needs it: `demo` launches a
+//! the command line made no sense (`doctor` has verdicts in the place of these, and says there which); a
+//! reader that goes away early is no error. Nothing is started before the command needs it: `demo` launches a
 //! dataplane, which wants a process with one thread.
 #![deny(unsafe_code)]
 
 mod cpus;
 mod demo;
+mod doctor;
 mod format;
 mod noise;
 mod progress;
@@ -32,6 +34,10 @@ struct Cli {
 enum Command {
     /// Move real traffic between two network namespaces through a bridge on a worker.
     Demo(demo::Args),
+    /// Check whether this host leaves CPUs alone; say what to do about it, or do it.
+    ///
+    /// Exit status: 0 good, 1 warnings, 2 cannot isolate, 64 bad usage, 70 the doctor itself failed.
+    Doctor(doctor::Args),
     /// Measure what is taken from a thread that spins on a CPU, and by whom.
     Noise(noise::Args),
     /// Show the counters of running dataplanes.
@@ -39,7 +45,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
     let level = ["warn", "info", "debug"][usize::from(cli.verbose.min(2))];
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
@@ -51,6 +60,7 @@ fn main() -> ExitCode {
         .init();
     let result = match cli.command {
         Command::Demo(args) => demo::run(&args).map_err(|e| Box::new(e) as Box<dyn std::error::Error>),
+        Command::Doctor(args) => return doctor::run(&args, cli.verbose > 0),
         Command::Noise(args) => noise::run(&args).map_err(Into::into),
         Command::Top(args) => top::run(&args).map_err(Into::into),
     };
@@ -59,6 +69,19 @@ fn main() -> ExitCode {
         say(&error.to_string());
         ExitCode::FAILURE
     })
+}
+
+/// Prints what was wrong with the command line, or the help that was asked for.
+fn usage(error: &clap::Error) -> ExitCode {
+    // Where nobody reads it, there is nobody to tell.
+    let _ = error.print();
+    let command = std::env::args_os().skip(1).find(|word| !word.to_string_lossy().starts_with('-'));
+    match error.exit_code() {
+        0 => ExitCode::SUCCESS,
+        // 2 is one of the doctor's verdicts.
+        _ if command.is_some_and(|command| command == "doctor") => ExitCode::from(doctor::USAGE),
+        code => ExitCode::from(u8::try_from(code).unwrap_or(1)),
+    }
 }
 
 /// Tells the user something on standard error, if anybody reads that.

@@ -49,17 +49,18 @@ fn named(set: &CpuSet) -> String {
 
 pub(super) fn cpus(context: &Context<'_>) -> Finding {
     let path = "/sys/devices/system/cpu/online";
+    let wanted = format!("{} online, and a CPU for housekeeping", context.cpus);
     match context.list(path) {
-        Err(finding) => return finding,
+        Err(finding) => return finding.wanted(wanted),
         Ok(None) => {
-            return Finding::warning(format!("{path} is missing"))
-                .advice("mount sysfs: mount -t sysfs sysfs /sys");
+            let finding = Finding::warning(format!("{path} is missing")).wanted(wanted);
+            return finding.advice("mount sysfs: mount -t sysfs sysfs /sys");
         }
         Ok(Some(_)) => {}
     }
     let absent = context.cpus.without(&context.online);
-    let found = format!("{} online; housekeeping on {}", context.online, named(&context.housekeeping));
-    let wanted = format!("{} online, and a CPU for housekeeping", context.cpus);
+    let found =
+        format!("{} online; housekeeping on {}", named(&context.online), named(&context.housekeeping));
     if !absent.is_empty() {
         let mut finding = Finding::cannot(format!("{found}; {absent} not online"));
         for cpu in absent.iter() {

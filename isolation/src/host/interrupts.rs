@@ -30,12 +30,19 @@ pub(super) fn workqueues(context: &Context<'_>) -> Finding {
     .wanted(format!("none of {}", context.cpus))
 }
 
+/// What to do when there is nowhere to move work to.
+pub(super) const NOWHERE: &str = "leave at least one online CPU out of the list, for housekeeping";
+
 /// A mask that should have none of the workers' CPUs.
 fn away(context: &Context<'_>, path: &str, set: &CpuSet) -> Finding {
     let found = if set.is_empty() { "no CPU".to_owned() } else { set.to_string() };
     let rest = rest(context, set);
     Finding::good_if(context.disturbed(set).is_none(), found).unless_good(|finding| {
-        if rest.is_empty() { finding } else { finding.change(Form::Mask, path, rest.to_mask()) }
+        if rest.is_empty() {
+            finding.advice(NOWHERE)
+        } else {
+            finding.change(Form::Mask, path, rest.to_mask())
+        }
     })
 }
 

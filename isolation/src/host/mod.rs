@@ -25,6 +25,7 @@ mod memory;
 mod network;
 mod power;
 mod probe;
+mod record;
 mod sched;
 mod seam;
 mod time;
@@ -175,7 +176,11 @@ struct Finding {
 
 impl Finding {
     fn new(verdict: Verdict, found: impl Into<String>) -> Self {
-        Self { found: found.into(), wanted: String::new(), verdict, reason: None, fix: Vec::new() }
+        let mut found = found.into();
+        if found.is_empty() {
+            found.push_str("(empty)");
+        }
+        Self { found, wanted: String::new(), verdict, reason: None, fix: Vec::new() }
     }
 
     fn good(found: impl Into<String>) -> Self {

@@ -108,7 +108,8 @@ impl Host {
     }
 
     /// Where the file with this absolute path is, below the root.
-    fn locate(&self, path: &str) -> PathBuf {
+    #[must_use]
+    pub fn locate(&self, path: &str) -> PathBuf {
         self.root.join(path.trim_start_matches('/'))
     }
 
