@@ -133,16 +133,36 @@ fn print_json(value: &impl Serialize) -> io::Result<()> {
     writeln!(out)
 }
 
-/// What to do, in few lines: many files that get the same treatment are one line.
-fn fixes(check: &Check) -> String {
-    let mut lines = Vec::new();
-    let changes: Vec<&Fix> = check.fix.iter().filter(|fix| matches!(fix, Fix::Change(_))).collect();
-    lines.extend(changes.iter().take(2).map(ToString::to_string));
-    if changes.len() > 2 {
-        lines.push(format!("... and {} more such files: --fix changes them all", changes.len() - 2));
+/// How a check can be mended, in a word for each way; [`to_copy`] has the exact text.
+fn ways(check: &Check) -> String {
+    let count = |of: fn(&Fix) -> bool| check.fix.iter().filter(|fix| of(fix)).count();
+    let mut ways = Vec::new();
+    match count(|fix| matches!(fix, Fix::Change(_))) {
+        0 => {}
+        1 => ways.push("--fix".to_owned()),
+        files => ways.push(format!("--fix ({files} files)")),
     }
-    lines.extend(check.fix.iter().filter(|fix| !matches!(fix, Fix::Change(_))).map(ToString::to_string));
-    lines.join("\n")
+    if count(|fix| matches!(fix, Fix::Boot { .. })) > 0 {
+        ways.push("boot".to_owned());
+    }
+    if count(|fix| matches!(fix, Fix::Advice { .. })) > 0 {
+        ways.push("by hand".to_owned());
+    }
+    ways.join(", ")
+}
+
+/// The exact fixes of a check, a line each: a table would break commands in the middle. Of many files that
+/// get the same treatment, the first two (all of them with `all`).
+fn to_copy(check: &Check, all: bool) -> Vec<String> {
+    let (changes, others): (Vec<&Fix>, Vec<&Fix>) =
+        check.fix.iter().partition(|fix| matches!(fix, Fix::Change(_)));
+    let shown = if all || changes.len() <= 3 { changes.len() } else { 2 };
+    let mut lines: Vec<String> = changes[..shown].iter().map(ToString::to_string).collect();
+    if shown < changes.len() {
+        lines.push(format!("... and {} more such files (-v shows them)", changes.len() - shown));
+    }
+    lines.extend(others.iter().map(ToString::to_string));
+    lines
 }
 
 fn table(report: &Report, verbose: bool) -> Table {
@@ -169,7 +189,7 @@ fn table(report: &Report, verbose: bool) -> Table {
             Cell::new(check.reason.as_ref().unwrap_or(&check.found)),
             Cell::new(&check.wanted),
             Cell::new(if told { check.why } else { "" }),
-            Cell::new(if told { fixes(check) } else { String::new() }),
+            Cell::new(ways(check)),
         ]);
     }
     table
@@ -201,6 +221,7 @@ fn print_report(
     }
     writeln!(out, "{}", table(report, verbose))?;
     let count = |verdict| report.checks.iter().filter(|check| check.verdict == verdict).count();
+    let open = report.changes().filter(|(check, _)| check.verdict >= Verdict::Warning).count();
     writeln!(
         out,
         "{} good, {} warnings, {} that keep it from isolating, {} not applicable",
@@ -209,12 +230,16 @@ fn print_report(
         count(Verdict::CannotIsolate),
         count(Verdict::NotApplicable),
     )?;
-    let open = report.changes().filter(|(check, _)| check.verdict >= Verdict::Warning).count();
+    if report.verdict >= Verdict::Warning {
+        writeln!(out, "\nWhat to do, exactly:")?;
+        for check in report.checks.iter().filter(|check| check.verdict >= Verdict::Warning) {
+            writeln!(out, "  {}", check.title)?;
+            to_copy(check, verbose).iter().try_for_each(|line| writeln!(out, "    {line}"))?;
+        }
+        writeln!(out, "\nBoot with: {}", report.boot_line())?;
+    }
     if open > 0 && !fixed {
         writeln!(out, "{open} files can be changed now: --fix does it, --undo takes it back.")?;
-    }
-    if report.verdict >= Verdict::Warning {
-        writeln!(out, "Boot with: {}", report.boot_line())?;
     }
     Ok(())
 }
