@@ -59,7 +59,7 @@ fn collections_live_in_the_arena_without_a_breach() {
     for n in 0..2000_u64 {
         map.entry(format!("key {}", n % 100)).or_default().push(n);
         let tree: BTreeMap<u64, Box<u64>> = (0..n % 50).map(|m| (m, Box::new(m))).collect();
-        assert_eq!(tree.values().map(|m| **m).sum::<u64>(), (0..n % 50).sum());
+        assert_eq!(tree.values().map(|m| **m).sum::<u64>(), (0..n % 50).sum::<u64>());
         strict.turn().unwrap();
     }
     assert_eq!(map.values().map(Vec::len).sum::<usize>(), 2000);
