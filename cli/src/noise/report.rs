@@ -350,9 +350,22 @@ impl Report {
             for sender in m.ipi_senders.iter().take(ROWS) {
                 writeln!(out, "{}: {sender}", m.mode)?;
             }
-            for said in m.events.iter().chain(&m.weaknesses).chain(&m.not_observed) {
-                writeln!(out, "{}: {said}", m.mode)?;
+            for event in &m.events {
+                writeln!(out, "{}: {event}", m.mode)?;
             }
+        }
+        // What both modes have to say is said once.
+        let mut said: Vec<(&str, Vec<&str>)> = Vec::new();
+        for m in &self.measurements {
+            for what in m.weaknesses.iter().chain(&m.not_observed) {
+                match said.iter_mut().find(|(known, _)| known == what) {
+                    Some((_, modes)) => modes.push(m.mode),
+                    None => said.push((what, vec![m.mode])),
+                }
+            }
+        }
+        for (what, modes) in said {
+            writeln!(out, "{}: {what}", modes.join(", "))?;
         }
         if self.ended == Ended::Signal {
             writeln!(out, "ended early by a signal")?;
@@ -450,6 +463,7 @@ pub(super) mod tests {
             measurement("none", 10.0, 200, &[(300, 310, 1_234), (900, 930, 1), (2_000_000, 2_050_000, 2)]);
         let mut strict = measurement("strict", 10.0, 200, &[]);
         strict.breaches.insert("page_fault", 3);
+        strict.not_observed.push("not seen".to_owned());
         let mut out = Vec::new();
         report(3, vec![none, strict]).write_tables(&mut out).unwrap();
         let text = String::from_utf8(out).unwrap();
@@ -469,7 +483,7 @@ pub(super) mod tests {
         assert_eq!(row("breach: page fault"), ["breach: page fault", "0", "3"]);
         assert!(!text.contains("10 µs to 100 µs") && !text.contains("syscall"), "{text}");
         assert!(text.contains("a gap is a step of more than 200 ns (median 20 ns)"), "{text}");
-        assert!(text.contains("strict: a weakness"), "{text}");
+        assert!(text.contains("\nnone, strict: a weakness\nstrict: not seen\n"), "{text}");
     }
 
     #[test]
