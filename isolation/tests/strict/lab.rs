@@ -509,3 +509,11 @@ pub(crate) fn install(signal: Signal, handler: usize, flags: i32) -> libc::sigac
 pub(crate) fn blocked_signals() -> SigSet {
     SigSet::thread_get_mask().expect("mask")
 }
+
+/// The calling thread's signal stack: address and size.
+pub(crate) fn signal_stack() -> (usize, usize) {
+    let mut stack = libc::stack_t { ss_sp: std::ptr::null_mut(), ss_flags: 0, ss_size: 0 };
+    // SAFETY: the kernel writes one struct.
+    assert_eq!(unsafe { libc::sigaltstack(std::ptr::null(), &raw mut stack) }, 0);
+    (stack.ss_sp as usize, stack.ss_size)
+}

@@ -6,6 +6,8 @@
 #[path = "../common/mod.rs"]
 mod common;
 #[cfg(target_arch = "x86_64")]
+mod cycles;
+#[cfg(target_arch = "x86_64")]
 mod faults;
 #[cfg(target_arch = "x86_64")]
 mod handlers;
@@ -14,7 +16,11 @@ mod lab;
 #[cfg(target_arch = "x86_64")]
 mod modes;
 #[cfg(target_arch = "x86_64")]
+mod outside;
+#[cfg(target_arch = "x86_64")]
 mod policies;
+#[cfg(target_arch = "x86_64")]
+mod preparing;
 #[cfg(target_arch = "x86_64")]
 mod syscalls;
 
@@ -23,7 +29,17 @@ fn main() -> std::process::ExitCode {
     if common::is_inside() {
         lab::start();
     }
-    common::main(&[syscalls::CASES, faults::CASES, handlers::CASES, modes::CASES, policies::CASES].concat())
+    let all = [
+        preparing::CASES,
+        syscalls::CASES,
+        faults::CASES,
+        handlers::CASES,
+        modes::CASES,
+        policies::CASES,
+        outside::CASES,
+        cycles::CASES,
+    ];
+    common::main(&all.concat())
 }
 
 #[cfg(not(target_arch = "x86_64"))]
