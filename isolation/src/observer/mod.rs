@@ -28,13 +28,32 @@
 //!
 //! | file (`Documentation/filesystems/proc.rst`) | what comes from it |
 //! |---|---|
-//! | `/proc/interrupts`, `/proc/softirqs` | the causes of the table in `table.rs` |
+//! | `/proc/interrupts`, `/proc/softirqs` | the causes of the table below |
 //! | `/proc/PID/task/TID/status` | preemptions (involuntary switches), stops (voluntary ones that nothing permits), affinity changes, tracers |
 //! | `/proc/PID/task/TID/stat` | migrations, stops, page faults (user and kernel mode, a number of its own) |
 //! | `/proc/PID/task/TID/sched` | how often it was moved (CONFIG_SCHED_DEBUG; always since 6.15) |
 //! | `/proc/PID/task/TID/schedstat` | time spent waiting for the CPU |
 //! | `/proc/stat` | steal |
 //! | `/sys/devices/system/cpu/online` | hotplug: each one stops all CPUs (`stop_machine`) |
+//!
+//! # Causes
+//! On x86, Linux 5.13 to 6.18 (`arch_show_interrupts()` in arch/x86/kernel/irq.c):
+//!
+//! | rows | cause |
+//! |---|---|
+//! | numbers | [`DeviceInterrupt`](crate::Cause::DeviceInterrupt), with the names of the line's users |
+//! | `LOC` | [`TimerTick`](crate::Cause::TimerTick) |
+//! | `RES` | [`Reschedule`](crate::Cause::Reschedule) |
+//! | `TLB` | [`TlbShootdown`](crate::Cause::TlbShootdown) |
+//! | `CAL` less `TLB` | [`FunctionCall`](crate::Cause::FunctionCall): since Linux 4.8 ("x86/irq: Do not substract irq_tlb_count from irq_call_count"; measured on 6.18: 5000 flushes are 5000 of each) `CAL` counts every function-call interrupt and `TLB` the flushes that they asked for. One interrupt may serve several requests, so the difference is a lower bound |
+//! | `IWI` | [`IrqWork`](crate::Cause::IrqWork) |
+//! | `NMI` | [`Nmi`](crate::Cause::Nmi); `PMI` is those among them that came from the performance monitor, so it is not counted again |
+//! | `MCE`, `MCP`, `THR`, `DFR` | [`MachineCheck`](crate::Cause::MachineCheck): exceptions, polls, corrected and deferred errors |
+//! | `TRM` | [`Thermal`](crate::Cause::Thermal) |
+//! | `HYP`, `HRE`, `HVS`, `PIN`, `NPI`, `PIW` | [`Hypervisor`](crate::Cause::Hypervisor) |
+//! | `RTR`, `ERR`, `MIS`, `PMN` | none: retries and errors are no entries, and what a posted-interrupt notification brings is counted in the rows of the devices |
+//! | any other, `SPU` and `PLT` among them | [`Unknown`](crate::Cause::Unknown), with its name |
+//! | every row of `/proc/softirqs` | [`Softirq`](crate::Cause::Softirq), with its name |
 
 mod finding;
 mod parse;

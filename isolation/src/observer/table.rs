@@ -1,24 +1,8 @@
 //! `/proc/interrupts` and `/proc/softirqs`: what each row means, and how much it grew on one CPU.
 //!
 //! Contract: a count never falls and never wraps: a counter that goes backwards (a driver gave its line
-//! up and took it again) gives 0 and is followed from there. Which causes the rows are (x86, Linux 5.13
-//! to 6.18, `arch_show_interrupts()` in arch/x86/kernel/irq.c):
-//!
-//! | rows | cause |
-//! |---|---|
-//! | numbers | [`DeviceInterrupt`](Cause::DeviceInterrupt), with the names of the line's users |
-//! | `LOC` | [`TimerTick`](Cause::TimerTick) |
-//! | `RES` | [`Reschedule`](Cause::Reschedule) |
-//! | `TLB` | [`TlbShootdown`](Cause::TlbShootdown) |
-//! | `CAL` less `TLB` | [`FunctionCall`](Cause::FunctionCall): since Linux 4.8 (82ba4faca1bf) `CAL` counts every function-call interrupt and `TLB` the flushes that they asked for. One interrupt may serve several requests, so the difference is a lower bound |
-//! | `IWI` | [`IrqWork`](Cause::IrqWork) |
-//! | `NMI` | [`Nmi`](Cause::Nmi); `PMI` is those among them that came from the performance monitor, so it is not counted again |
-//! | `MCE`, `MCP`, `THR`, `DFR` | [`MachineCheck`](Cause::MachineCheck): exceptions, polls, corrected and deferred errors |
-//! | `TRM` | [`Thermal`](Cause::Thermal) |
-//! | `HYP`, `HRE`, `HVS`, `PIN`, `NPI`, `PIW` | [`Hypervisor`](Cause::Hypervisor) |
-//! | `RTR`, `ERR`, `MIS`, `PMN` | none: retries and errors are no entries, and what a posted-interrupt notification brings is counted in the rows of the devices |
-//! | any other, `SPU` and `PLT` among them | [`Unknown`](Cause::Unknown), with its name |
-//! | every row of `/proc/softirqs` | [`Softirq`](Cause::Softirq), with its name |
+//! up and took it again) gives 0 and is followed from there. Which
+//! causes the rows are is said in the parent module.
 
 use super::finding::{Line, Missing};
 use super::parse::{self, TableRow};
