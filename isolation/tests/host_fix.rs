@@ -404,6 +404,35 @@ fn a_record_of_others_is_neither_used_nor_overwritten() {
     assert_eq!(tree.snapshot(), before);
 }
 
+/// The program died while it wrote a record: the old one holds, and the half of a new one is no obstacle.
+#[test]
+fn half_a_record_is_no_record() {
+    let (tree, state) = (Tree::bad(), State::new());
+    let before = tree.snapshot();
+    fix(&tree, &state);
+    let half = state.path().with_extension("json.new");
+    fs::write(&half, r#"{"version":1,"bo"#).unwrap();
+    tree.set("sys/devices/virtual/workqueue/cpumask", "7\n");
+    assert_eq!(unfix(&tree, &state).iter().filter(|done| !done.outcome.is_done()).count(), 1);
+    assert!(!half.exists());
+    undo(&tree.host(), &state.path(), true).unwrap();
+    assert_eq!(tree.snapshot(), before);
+}
+
+/// A link in the place of the file that a record is first written to would lead a write elsewhere.
+#[test]
+fn a_record_follows_no_link() {
+    let (tree, state) = (Tree::bad(), State::new());
+    let before = tree.snapshot();
+    fs::create_dir_all(state.path().parent().unwrap()).unwrap();
+    let target = state.directory.path().join("target");
+    fs::write(&target, "keep").unwrap();
+    std::os::unix::fs::symlink(&target, state.path().with_extension("json.new")).unwrap();
+    apply(&tree.host(), &tree.check(), &state.path(), false).unwrap_err();
+    assert_eq!(fs::read_to_string(&target).unwrap(), "keep");
+    assert_eq!(tree.snapshot(), before);
+}
+
 #[test]
 fn a_record_reaches_nothing_but_settings() {
     let (tree, state) = (Tree::bad(), State::new());

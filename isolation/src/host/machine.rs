@@ -28,10 +28,6 @@ pub(super) fn virtual_machine(context: &Context<'_>) -> Finding {
     if asked.is_some_and(|hypervisor| hypervisor.pv_tlb_flush) {
         found.push("TLB flushes are paravirtual".to_owned());
     }
-    let cmdline = context.cmdline.iter();
-    if cmdline.filter(|word| word.starts_with("nested_")).count() > 0 {
-        found.push("its host is a virtual machine too".to_owned());
-    }
     if let Some(stolen) = stolen(context) {
         found.push(format!("{stolen} ms stolen from its CPUs since boot"));
     }

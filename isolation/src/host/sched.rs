@@ -113,12 +113,10 @@ pub(super) fn neighbours(context: &Context<'_>) -> Finding {
     let all = (elapsed.as_nanos() / TICK.as_nanos()).max(1) as u64;
     let mut spinning = Vec::new();
     for (thread, now) in &after {
-        let Some(then) = before.get(thread).filter(|then| then.name == now.name && then.cpu == now.cpu)
-        else {
-            continue;
-        };
+        let Some(then) = before.get(thread).filter(|then| then.name == now.name) else { continue };
+        let here = context.housekeeping.contains(then.cpu) && context.housekeeping.contains(now.cpu);
         // Nine tenths: ticks are counted when they end, so the first and the last may be missing.
-        if context.housekeeping.contains(now.cpu) && now.ticks.saturating_sub(then.ticks) * 10 >= all * 9 {
+        if here && now.ticks.saturating_sub(then.ticks).saturating_mul(10) >= all * 9 {
             spinning.push((thread, now));
         }
     }
