@@ -35,8 +35,8 @@ fn gate(visit: &mut dyn FnMut(&Kernel)) -> bool {
 struct Program(Ear);
 
 impl Subscriber for Program {
-    fn register_callsite(&self, _metadata: &'static Metadata<'static>) -> Interest {
-        Interest::sometimes()
+    fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
+        if metadata.target() == "silent" { Interest::never() } else { Interest::sometimes() }
     }
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         assert!(OPEN.get(), "asked outside of a visit");
@@ -74,6 +74,7 @@ fn events_reach_the_program_in_one_visit_each() {
         let recording = route.install(None, 0).expect("it installs");
         info!(a = 1, "first");
         debug!(target: "quiet", "the program does not want this one, which only it can say");
+        warn!(target: "silent", "the program never wants this one, which costs no visit");
         trace!("nobody wants this one, which costs no visit");
         let _span = tracing::error_span!("no visit").entered();
         warn!("last");

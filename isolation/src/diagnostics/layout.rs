@@ -93,7 +93,6 @@ pub(super) struct Counters {
     pub(super) callsites: AtomicU64,
     /// The only one that another thread may count in.
     pub(super) nested: AtomicU64,
-    pub(super) refused: AtomicU64,
 }
 
 const _: () = assert!(size_of::<Counters>() == RING_AT);

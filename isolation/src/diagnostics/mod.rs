@@ -28,8 +28,8 @@
 //! - Events of the [`CALLSITES`]`+1`th callsite on, counted as [`Lost::callsites`].
 //!
 //! At the first event of each callsite `tracing` asks every subscriber that the process has for its
-//! interest, and so asks the program's in a worker too. The subscribers of `tracing-subscriber` answer
-//! without a system call; one of the program's own must do so too.
+//! interest, and so asks the program's in a worker too; what that one never wants is not recorded. The
+//! subscribers of `tracing-subscriber` answer without a system call; one of the program's own must do so too.
 
 mod callsites;
 mod decode;

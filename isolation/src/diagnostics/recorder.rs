@@ -74,8 +74,9 @@ impl Recorder {
         Self { memory: Mutex::new(memory), head, level: None, status: None, installed: Arc::default() }
     }
 
-    /// Records events up to this level. The default is what the program's own subscribers want when the
-    /// recorder is installed (`LevelFilter::current`): nothing where there are none.
+    /// Records events up to this level, of every target. The default is what the program's own subscriber
+    /// wants: the one that is current where the recorder is installed is asked once for each callsite, so
+    /// directives such as `info,isoplane=debug` hold in the ring too; nothing where there is no subscriber.
     #[must_use]
     pub const fn level(mut self, level: LevelFilter) -> Self {
         self.level = Some(level);
@@ -126,13 +127,56 @@ impl Recorder {
         };
         state.start();
         Ok(Arc::new(Shared {
-            level: self.level.unwrap_or_else(LevelFilter::current),
+            wanted: Wanted::new(self.level),
             owner: here(),
             phase: AtomicU8::new(IDLE),
             state: UnsafeCell::new(state),
             head: self.head.clone(),
             installed: Arc::clone(&self.installed),
         }))
+    }
+}
+
+/// Which events a worker's subscriber takes.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    level: LevelFilter,
+    /// Whose interest in a callsite counts too.
+    program: Option<Dispatch>,
+}
+
+impl Wanted {
+    /// Up to a level; without one, what the current subscriber wants.
+    pub(super) fn new(level: Option<LevelFilter>) -> Self {
+        match level {
+            Some(level) => Self { level, program: None },
+            None => Self::by(tracing::dispatcher::get_default(Clone::clone), None),
+        }
+    }
+
+    /// What this subscriber wants, up to a level.
+    pub(super) fn by(program: Dispatch, level: Option<LevelFilter>) -> Self {
+        Self { level: level.unwrap_or_else(LevelFilter::current), program: Some(program) }
+    }
+
+    pub(super) const fn level(&self) -> LevelFilter {
+        self.level
+    }
+
+    /// Whether an event, or the question for one (`enabled!`), is on a level that is taken; spans are not.
+    pub(super) fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        !metadata.is_span() && *metadata.level() <= self.level
+    }
+
+    /// Asked once for each callsite. `tracing` itself asks the program's subscriber as well, at the same
+    /// time and place, so nothing is called here that would not be called anyway.
+    pub(super) fn interest(&self, metadata: &'static Metadata<'static>) -> Interest {
+        let by_program = |program: &Dispatch| program.register_callsite(metadata).is_never();
+        if self.enabled(metadata) && !self.program.as_ref().is_some_and(by_program) {
+            Interest::always()
+        } else {
+            Interest::never()
+        }
     }
 }
 
@@ -158,7 +202,7 @@ const ENDED: u8 = 2;
 
 /// What the subscriber shares with its guard.
 pub(super) struct Shared {
-    pub(super) level: LevelFilter,
+    wanted: Wanted,
     /// The thread that records: see [`here`].
     owner: usize,
     phase: AtomicU8,
@@ -173,7 +217,7 @@ unsafe impl Sync for Shared {}
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").field("level", &self.level).finish_non_exhaustive()
+        f.debug_struct("Shared").field("wanted", &self.wanted).finish_non_exhaustive()
     }
 }
 
@@ -197,11 +241,6 @@ impl Drop for Busy<'_> {
 }
 
 impl Shared {
-    /// May an event of this description, or the question for one (`enabled!`), be answered with yes?
-    pub(super) fn wants(&self, metadata: &Metadata<'_>) -> bool {
-        !metadata.is_span() && *metadata.level() <= self.level
-    }
-
     #[inline]
     pub(super) fn event(&self, event: &Event<'_>) {
         if self.owner != here() || self.phase.load(Ordering::Relaxed) != IDLE {
@@ -327,13 +366,13 @@ struct Handle(Arc<Shared>);
 
 impl Subscriber for Handle {
     fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
-        if self.0.wants(metadata) { Interest::always() } else { Interest::never() }
+        self.0.wanted.interest(metadata)
     }
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        self.0.wants(metadata)
+        self.0.wanted.enabled(metadata)
     }
     fn max_level_hint(&self) -> Option<LevelFilter> {
-        Some(self.0.level)
+        Some(self.0.wanted.level())
     }
     // Spans are disabled; somebody who makes one all the same gets an id that means nothing.
     fn new_span(&self, _span: &span::Attributes<'_>) -> span::Id {

@@ -1,10 +1,11 @@
 //! The other route: the program's own subscriber, called by the worker in a visit to the kernel.
 //!
-//! Contract: outside of the visit nothing of the program's subscriber runs but what `tracing` itself calls.
+//! Contract: outside of the visit the program's subscriber is asked for its interest in a callsite, once for
+//! each, as `tracing` does by itself; nothing else of it runs. What it never wants costs no visit.
 //! A visit that is refused (its budget is spent) costs the event its way, not the event: where there is a
 //! recorder it takes the ring. Every refusal is counted.
 
-use super::recorder::{InstallError, Recorder, Shared};
+use super::recorder::{InstallError, Recorder, Shared, Wanted};
 use isoplane_memory::Kernel;
 use std::fmt;
 use std::marker::PhantomData;
@@ -23,7 +24,7 @@ pub type Gate = fn(&mut dyn FnMut(&Kernel)) -> bool;
 pub struct ThroughSlowPath {
     program: Dispatch,
     gate: Gate,
-    level: LevelFilter,
+    level: Option<LevelFilter>,
     refused: Arc<AtomicU64>,
 }
 
@@ -33,7 +34,7 @@ impl ThroughSlowPath {
     #[must_use]
     pub fn new(program: Dispatch) -> Self {
         let gate: Gate = |visit| crate::visit(|kernel| visit(kernel)).is_ok();
-        Self { program, gate, level: LevelFilter::current(), refused: Arc::default() }
+        Self { program, gate, level: None, refused: Arc::default() }
     }
 
     /// Visits the kernel in another way.
@@ -44,10 +45,10 @@ impl ThroughSlowPath {
     }
 
     /// Lets events up to this level pass; the program's subscriber filters them once more. The default is
-    /// the program's `LevelFilter::current`.
+    /// the program's `LevelFilter::current` when it is installed.
     #[must_use]
     pub const fn level(mut self, level: LevelFilter) -> Self {
-        self.level = level;
+        self.level = Some(level);
         self
     }
 
@@ -59,7 +60,8 @@ impl ThroughSlowPath {
     pub fn install(self, otherwise: Option<&Recorder>, cpu: u32) -> Result<SlowPathRecording, InstallError> {
         let ring = otherwise.map(|recorder| recorder.shared(cpu)).transpose()?;
         let refused = Arc::clone(&self.refused);
-        let dispatch = Dispatch::new(Handle { route: self, ring: ring.clone() });
+        let wanted = Wanted::by(self.program.clone(), self.level);
+        let dispatch = Dispatch::new(Handle { route: self, wanted, ring: ring.clone() });
         let default = tracing::dispatcher::set_default(&dispatch);
         Ok(SlowPathRecording { _default: default, ring, refused, _thread: PhantomData })
     }
@@ -93,6 +95,7 @@ impl Drop for SlowPathRecording {
 
 struct Handle {
     route: ThroughSlowPath,
+    wanted: Wanted,
     ring: Option<Arc<Shared>>,
 }
 
@@ -102,21 +105,15 @@ impl fmt::Debug for Handle {
     }
 }
 
-impl Handle {
-    fn wants(&self, metadata: &Metadata<'_>) -> bool {
-        !metadata.is_span() && *metadata.level() <= self.route.level
-    }
-}
-
 impl Subscriber for Handle {
     fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
-        if self.wants(metadata) { Interest::always() } else { Interest::never() }
+        self.wanted.interest(metadata)
     }
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        self.wants(metadata)
+        self.wanted.enabled(metadata)
     }
     fn max_level_hint(&self) -> Option<LevelFilter> {
-        Some(self.route.level)
+        Some(self.wanted.level())
     }
     fn new_span(&self, _span: &span::Attributes<'_>) -> span::Id {
         span::Id::from_u64(1)
