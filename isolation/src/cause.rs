@@ -116,7 +116,8 @@ pub enum Detail {
     Fault {
         /// The address that was touched.
         address: u64,
-        /// The instruction that touched it.
+        /// The instruction that touched it; under `dispatch` the program's handler instead where the fault
+        /// was also a SIGSEGV or SIGBUS, and the caller where it was a call of the vsyscall page.
         instruction: u64,
     },
     /// Nothing but where it happened: the instruction that was interrupted.

@@ -100,6 +100,20 @@ std::arch::global_asm!(
     "pop rbp",
     "pop rbx",
     "ret",
+    // lab_attempt_to_pause(): pause(2); 0, or 1 as above.
+    ".globl lab_attempt_to_pause",
+    "lab_attempt_to_pause:",
+    "push rbx",
+    "push rbp",
+    "push r12",
+    "push r13",
+    "push r14",
+    "push r15",
+    "mov [rip + lab_saved], rsp",
+    "mov eax, 34",
+    "syscall",
+    "xor eax, eax",
+    "jmp 3b",
     ".globl lab_escape",
     "lab_escape:",
     "mov rsp, [rip + lab_saved]",
@@ -125,6 +139,7 @@ unsafe extern "C" {
     static lab_int3_after: u8;
     static lab_restorer: u8;
     fn lab_attempt(address: *mut u8) -> u32;
+    fn lab_attempt_to_pause() -> u32;
     fn lab_escape() -> !;
 }
 
@@ -192,6 +207,27 @@ pub(crate) fn store(address: *mut u8) {
 pub(crate) fn attempt(address: *mut u8) -> bool {
     // SAFETY: the cases give pages of their own.
     unsafe { lab_attempt(address) == 1 }
+}
+
+/// Waits for a signal; true when a handler escaped by [`escape`] instead of returning.
+pub(crate) fn attempt_to_pause() -> bool {
+    // SAFETY: a call without arguments.
+    unsafe { lab_attempt_to_pause() == 1 }
+}
+
+/// `getpid` of the 32-bit interface.
+pub(crate) const GETPID_32: u32 = 20;
+
+/// Ends the case where there is no 32-bit interface.
+pub(crate) fn needs_int80() {
+    let child = child(|| assert_eq!(int80(GETPID_32), std::process::id() as i32));
+    match ended(child) {
+        WaitStatus::Exited(_, 0) => {}
+        WaitStatus::Signaled(_, Signal::SIGSEGV, _) => {
+            skip("this kernel has no 32-bit interface (CONFIG_IA32_EMULATION, ia32_emulation=)")
+        }
+        other => panic!("{other:?}"),
+    }
 }
 
 /// Leaves a signal handler for the end of [`attempt`], as siglongjmp would.

@@ -14,6 +14,8 @@ pub(crate) const CASES: &[Test] = &[
     ("modes::allowed_wait_is_interrupted", allowed_wait_is_interrupted),
     ("modes::allowed_wait_is_restarted", allowed_wait_is_restarted),
     ("modes::allowed_calls_that_need_their_frame", allowed_calls_that_need_their_frame),
+    ("modes::allowed_int80", allowed_int80),
+    ("modes::allowed_wait_left_sideways", allowed_wait_left_sideways),
     ("modes::allowed_signal_mask", allowed_signal_mask),
     ("modes::allowed_exit", allowed_exit),
     ("modes::allowed_calls_but_no_faults", allowed_calls_but_no_faults),
@@ -170,6 +172,55 @@ fn allowed_calls_that_need_their_frame() {
         let child = nix::unistd::Pid::from_raw(child);
         assert_eq!(lab::ended(child), WaitStatus::Exited(child, 7));
     });
+    lab::no_breach(&status);
+}
+
+/// The 32-bit interface truncates its arguments, so its calls too are made where they stand.
+fn allowed_int80() {
+    lab::needs_int80();
+    let pid = std::process::id() as i32;
+    let status = lab::isolated(lab::isolation().mode(Mode::ALLOW_SYSCALLS), |strict, status| {
+        assert_eq!(lab::int80(lab::GETPID_32), pid);
+        assert_eq!(status.state(), State::SlowPath);
+        strict.turn().expect("turn");
+        assert_eq!(lab::int80(lab::GETPID_32), pid);
+        strict.turn().expect("turn");
+        assert!(strict.is_armed());
+    });
+    assert_eq!(allowed(&status, Cause::Syscall), 2);
+    lab::no_breach(&status);
+}
+
+extern "C" fn leaves(_: libc::c_int) {
+    lab::escape();
+}
+
+/// A handler jumps out of a call that waits, as siglongjmp would: the gate is open until the next turn
+/// and shut after it.
+fn allowed_wait_left_sideways() {
+    let flags = libc::SA_NODEFER | libc::SA_ONSTACK;
+    lab::install(Signal::SIGUSR1, leaves as lab::OneArgument as usize, flags);
+    let (pid, tid) = (nix::unistd::getpid(), nix::unistd::gettid());
+    let sibling = std::thread::spawn(move || {
+        let call = format!("/proc/{pid}/task/{tid}/syscall");
+        let pause = format!("{} ", libc::SYS_pause);
+        lab::until("waits", || std::fs::read_to_string(&call).is_ok_and(|line| line.starts_with(&pause)));
+        // SAFETY: plain numbers; the handler above takes it.
+        unsafe { libc::syscall(libc::SYS_tgkill, pid.as_raw(), tid.as_raw(), libc::SIGUSR1) };
+    });
+    let mut prepared = lab::prepare(lab::isolation().mode(Mode::ALLOW_SYSCALLS));
+    let status = prepared.status().clone();
+    lab::unblock(&[Signal::SIGUSR1]);
+    let mut strict = prepared.arm().expect("arm");
+    assert!(lab::attempt_to_pause());
+    assert_eq!((status.state(), allowed(&status, Cause::Syscall)), (State::SlowPath, 1));
+    // As siglongjmp would: what the trapped call's handler blocked, the call had opened again.
+    strict.turn().expect("turn");
+    assert!(strict.is_armed());
+    lab::getppid();
+    assert_eq!(allowed(&status, Cause::Syscall), 2);
+    drop(strict);
+    sibling.join().expect("sibling");
     lab::no_breach(&status);
 }
 

@@ -27,6 +27,8 @@ pub(crate) const CASES: &[Test] = &[
     ("syscalls::exit", exit),
     ("syscalls::exit_group", exit_group),
     ("syscalls::allocation_beyond_malloc", allocation_beyond_malloc),
+    ("syscalls::in_visits_processes_and_threads", in_visits_processes_and_threads),
+    ("syscalls::vsyscall", vsyscall),
     ("syscalls::heap_growth", heap_growth),
     ("syscalls::reading_clocks", reading_clocks),
 ];
@@ -211,22 +213,16 @@ fn numbers_that_are_none() {
     assert_eq!(lab::reports()[0].fields["name"], "unknown");
 }
 
-/// `getpid` of the 32-bit interface.
-const GETPID_32: u32 = 20;
-
 fn int80() {
-    let child = lab::child(|| assert_eq!(lab::int80(GETPID_32), std::process::id() as i32));
-    if matches!(lab::ended(child), WaitStatus::Signaled(_, nix::sys::signal::Signal::SIGSEGV, _)) {
-        lab::skip("this kernel has no 32-bit interface (CONFIG_IA32_EMULATION, ia32_emulation=)");
-    }
+    lab::needs_int80();
     let pid = std::process::id();
     lab::isolated(lab::isolation(), |strict, status| {
-        let answer = lab::int80(GETPID_32);
+        let answer = lab::int80(lab::GETPID_32);
         strict.turn().expect("turn");
         assert_eq!(answer, pid as i32);
         let breach: Breach = only_breach(status);
         let call_address = At::Int80.address();
-        let detail = Detail::Syscall { number: u64::from(GETPID_32), call_address, arch: I386 };
+        let detail = Detail::Syscall { number: u64::from(lab::GETPID_32), call_address, arch: I386 };
         assert_eq!((breach.cause, breach.detail), (Cause::Syscall, detail));
         assert_eq!(lab::reports()[0].fields["name"], "of the 32-bit interface");
         assert_enforced(strict, status);
@@ -409,6 +405,44 @@ fn allocation_beyond_malloc() {
         std::mem::forget(block);
         assert_enforced(strict, status);
     });
+}
+
+/// A visit may start what it likes.
+fn in_visits_processes_and_threads() {
+    let status = lab::isolated(lab::isolation(), |strict, _| {
+        for _ in 0..10 {
+            let ended = strict.slow_path(|_| std::process::Command::new("true").status());
+            assert!(ended.expect("visit").expect("true").success());
+            let answer = strict.slow_path(|_| std::thread::spawn(lab::getppid).join().expect("join"));
+            assert_eq!(answer, strict.slow_path(|_| lab::getppid()));
+            strict.turn().expect("turn");
+            assert!(strict.is_armed());
+        }
+    });
+    lab::no_breach(&status);
+    assert_eq!(status.snapshot().slow_path_visits, 30);
+}
+
+/// The page of old that the kernel emulates: no instruction of ours makes the call, but executing it
+/// faults, and that is seen.
+fn vsyscall() {
+    const TIME: u64 = 0xffff_ffff_ff60_0400;
+    let maps = std::fs::read_to_string("/proc/self/maps").expect("procfs");
+    if !maps.contains("[vsyscall]") {
+        lab::skip("this kernel has no vsyscall page (vsyscall=none)");
+    }
+    // SAFETY: time(2) of the vsyscall page, by the C calling convention.
+    let time: extern "C" fn(*mut i64) -> i64 = unsafe { std::mem::transmute(TIME as usize) };
+    let before = time(std::ptr::null_mut());
+    let status = lab::isolated(lab::isolation(), |strict, _| {
+        let now = time(std::ptr::null_mut());
+        strict.turn().expect("turn");
+        assert!(now >= before);
+    });
+    let breach = only_breach(&status);
+    assert_eq!(breach.cause, Cause::PageFault, "{breach}");
+    // The kernel has emulated the call by then, and returned to the caller.
+    assert!(matches!(breach.detail, Detail::Fault { address: TIME, .. }), "{breach}");
 }
 
 /// The vDSO's clocks are no system calls, and their pages are there.
