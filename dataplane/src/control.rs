@@ -47,7 +47,7 @@ impl WorkerState {
     }
 }
 
-const MESSAGE_BYTES: usize = 448;
+const MESSAGE_BYTES: usize = 1728;
 
 /// One worker's slot. All zero is a valid slot: starting, told to run.
 #[repr(C, align(128))]
@@ -68,7 +68,7 @@ pub(crate) struct Slot {
     message: [AtomicU8; MESSAGE_BYTES],
 }
 
-const _: () = assert!(size_of::<Slot>() == 768);
+const _: () = assert!(size_of::<Slot>() == 2048);
 
 impl Slot {
     #[inline(always)]
@@ -193,7 +193,7 @@ mod tests {
         let control = Control::create("test", 2).unwrap();
         let slot = control.slot(1);
         assert_eq!(slot.hear(), None);
-        slot.say(&"x".repeat(1000));
+        slot.say(&"x".repeat(5000));
         assert_eq!(slot.hear().map(|m| m.len()), Some(MESSAGE_BYTES));
         assert_eq!(slot.hear(), None);
         assert_eq!(control.slot(0).state(), WorkerState::Starting);

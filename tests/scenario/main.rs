@@ -3,6 +3,7 @@
 
 mod faults;
 mod forwarding;
+mod isolation;
 mod launching;
 mod network;
 mod peer;
@@ -14,7 +15,7 @@ mod sharing;
 static ALLOCATOR: seal::Counting = seal::Counting;
 
 fn main() {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();
     let mut args = std::env::args().skip(1);
     let name = args.next().unwrap_or_default();
     let all: &[(&str, fn())] = &[
@@ -44,6 +45,21 @@ fn main() {
         ("rebinds-at-once", network::rebinds_at_once),
         ("shares-messages-counters-tables", sharing::messages_counters_tables),
         ("statistics-from-outside", sharing::statistics_from_outside),
+        ("breach-syscall", isolation::breach_syscall),
+        ("breach-page-fault", isolation::breach_page_fault),
+        ("breach-allocation", isolation::breach_allocation),
+        ("breach-stops", isolation::breach_stops),
+        ("breach-aborts", isolation::breach_aborts),
+        ("killed-at-its-breach", isolation::killed_at_its_breach),
+        ("logs-by-the-ring", isolation::logs_by_the_ring),
+        ("logs-by-the-slow-path", isolation::logs_by_the_slow_path),
+        ("logs-too-much", isolation::logs_too_much),
+        ("slow-path-budget", isolation::slow_path_budget),
+        ("strict-worker-panics", isolation::strict_worker_panics),
+        ("worker-drops-privileges", isolation::worker_drops_privileges),
+        ("waits-without-privileges", isolation::waits_without_privileges),
+        ("isolation-refusals", isolation::isolation_refusals),
+        ("stopped-and-continued", isolation::stopped_and_continued),
         ("launch-refusals", launching::refusals),
         ("launch-app-that-panics-at-once", launching::app_that_panics_at_once),
     ];

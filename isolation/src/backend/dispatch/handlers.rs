@@ -280,6 +280,8 @@ fn die() -> ! {
 fn breach(thread: &Thread, cause: Cause, detail: Detail) {
     let in_slow_path = thread.state() == State::SlowPath;
     thread.open();
+    // What the program does about a breach (a report, a backtrace) shall not use the arena up.
+    crate::arena::serve(false);
     if let Some(words) = thread.words() {
         let tsc = isoplane_memory::Clock::ticks();
         words.record(&Breach { cause, detail, cpu: cpu(), tsc, in_slow_path });
