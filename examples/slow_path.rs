@@ -1,10 +1,15 @@
 //! A worker that meets an error now and then, logs it through the slow path, and goes on. Needs no
 //! privileges: its port is a null port, which hands out frames without end.
 //!
+//! Log lines of a worker go through a ring by default, for housekeeping to write, and need nothing of this.
+//! This worker writes them itself (`Diagnostics::SlowPath`), as a program would whose lines must be out before
+//! the next packet is looked at.
+//!
 //! What to copy: `turn.slow_path(|kernel| ...)` around what enters the kernel; a budget, so that a flood of
 //! errors cannot turn the worker into a logger; counting what the budget refused.
 
 use isoplane::drivers::null::{NullConfig, NullPort};
+use isoplane::isolation::diagnostics::Diagnostics;
 use isoplane::isolation::prepare::cpu;
 use isoplane::isolation::{Budget, Cpu};
 use isoplane::memory::stats::Field;
@@ -75,6 +80,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     let port = plane.port(NullPort::open(&pool, &NullConfig::new("null"))?);
     plane.isolation(WorkerIsolation {
         budget: Budget::new(LINES, Duration::from_secs(3600)),
+        diagnostics: Diagnostics::SlowPath,
         ..WorkerIsolation::default()
     });
     let mut worker = Worker::new("inspect").queue(port, 0).counters(&FIELDS);
