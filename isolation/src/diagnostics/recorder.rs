@@ -105,8 +105,17 @@ impl Recorder {
     /// [`InstallError::Installed`] when it is installed in this process already.
     pub fn install(&self, cpu: u32) -> Result<Recording, InstallError> {
         let shared = self.shared(cpu)?;
+        // With a single subscriber `tracing` asks the *current* one for its interest in a new callsite. Where
+        // the first event of a callsite comes within another event, that is none at all, and the callsite
+        // would stay disabled for ever. With two of them it asks both, which say the same.
+        let second = Dispatch::new(Handle(Arc::clone(&shared)));
         let dispatch = Dispatch::new(Handle(Arc::clone(&shared)));
-        Ok(Recording { _default: tracing::dispatcher::set_default(&dispatch), shared, _thread: PhantomData })
+        Ok(Recording {
+            _second: second,
+            _default: tracing::dispatcher::set_default(&dispatch),
+            shared,
+            _thread: PhantomData,
+        })
     }
 
     pub(super) fn shared(&self, cpu: u32) -> Result<Arc<Shared>, InstallError> {
@@ -185,6 +194,7 @@ impl Wanted {
 #[must_use = "dropping it ends the recording"]
 pub struct Recording {
     _default: DefaultGuard,
+    _second: Dispatch,
     shared: Arc<Shared>,
     /// The guard belongs to its thread.
     _thread: PhantomData<*const ()>,

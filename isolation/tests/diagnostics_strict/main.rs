@@ -9,8 +9,11 @@ mod ear;
 use common::tests;
 use isoplane_isolation::diagnostics::{Drainer, ThroughSlowPath, channel};
 use isoplane_isolation::{Budget, Isolation, Status};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use std::fmt;
 use std::io::{Read, Seek};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tracing::{info, warn};
 
@@ -19,8 +22,11 @@ fn main() -> ExitCode {
         the_ring_costs_no_breach_and_no_visit,
         the_slow_path_costs_a_visit_an_event,
         a_first_event_while_armed_asks_the_program_without_a_breach,
+        an_event_of_a_signal_handler_leaves_the_interrupted_one_whole,
     ])
 }
+
+static HANDLED: AtomicU32 = AtomicU32::new(0);
 
 fn status() -> Status {
     Status::create("test").expect("a status block")
@@ -110,4 +116,39 @@ fn a_first_event_while_armed_asks_the_program_without_a_breach() {
     drop(recording);
     assert_eq!(status.snapshot().breaches.total(), 0, "{:?}", status.breaches(0));
     assert_eq!(source.recorded(), 1);
+}
+
+/// Raises a signal while it is formatted.
+struct Interrupted;
+
+impl fmt::Debug for Interrupted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("before ")?;
+        nix::sys::signal::raise(Signal::SIGUSR1).expect("raised");
+        f.write_str("after")
+    }
+}
+
+extern "C" fn logs(_signal: i32) {
+    HANDLED.fetch_add(1, Ordering::Relaxed);
+    info!("from the handler");
+}
+
+fn an_event_of_a_signal_handler_leaves_the_interrupted_one_whole() {
+    let action = SigAction::new(SigHandler::Handler(logs), SaFlags::empty(), SigSet::empty());
+    // SAFETY: recording allocates nothing, takes no lock and does not block.
+    unsafe { sigaction(Signal::SIGUSR1, &action) }.expect("a handler");
+    let (recorder, source) = channel("signal", 64).expect("a channel");
+    let mut drainer = Drainer::new(None);
+    drainer.add(source);
+    let recording =
+        recorder.level(tracing::level_filters::LevelFilter::INFO).install(0).expect("it installs");
+    info!(x = ?Interrupted, y = 1);
+    nix::sys::signal::raise(Signal::SIGUSR1).expect("raised");
+    drop(recording);
+    assert_eq!(HANDLED.load(Ordering::Relaxed), 2);
+    let heard = ear::listen(|| assert_eq!(drainer.drain().malformed, 0));
+    let fields: Vec<_> = heard.iter().map(|h| (h.field("x"), h.field("message"))).collect();
+    // The handler's first event came within another one; its second stands alone.
+    assert_eq!(fields, [(Some("debug before after"), None), (None, Some("debug from the handler"))]);
 }
