@@ -141,7 +141,7 @@ fn open_senders(workers: &[Worker]) -> Option<Senders> {
         tracing::warn!("senders of IPIs are not named: no worker has a CPU of its own");
         return None;
     }
-    Senders::open(&cpus).inspect_err(|why| tracing::warn!("senders of IPIs are not named: {why}")).ok()
+    Senders::open(&cpus).inspect_err(|why| tracing::warn!("{why}")).ok()
 }
 
 /// Adds what only the finding tells, and says what happened.
