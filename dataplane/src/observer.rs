@@ -128,6 +128,7 @@ pub(crate) fn run(
             }
         }
         if last {
+            workers.iter().for_each(sum_up);
             return;
         }
         std::thread::sleep(LOOK_EVERY);
@@ -173,7 +174,7 @@ fn publish(worker: &Worker, time: Time) {
         now.state as u64,
         now.armed,
         seen(Cause::Syscall),
-        seen(Cause::PageFault),
+        if status.sees_page_faults() { seen(Cause::PageFault) } else { block.get(field::KERNEL_PAGE_FAULTS) },
         now.slow_path_visits,
         now.slow_path_refused,
         ns(now.slow_path_ticks),
@@ -192,6 +193,21 @@ fn publish(worker: &Worker, time: Time) {
     for (cause, n) in now.interruptions.iter() {
         block.set(field::INTERRUPTIONS + usize::from(cause.number()), n);
     }
+}
+
+/// What became of a worker's isolation, in one line: no breach is nothing without what else was seen.
+fn sum_up(worker: &Worker) {
+    let Some(backend) = worker.status.backend() else { return };
+    let now = worker.status.snapshot();
+    let (breaches, interruptions) = (now.breaches, now.interruptions);
+    tracing::info!(
+        worker = worker.name,
+        %backend,
+        breaches = breaches.total(),
+        interruptions = interruptions.total(),
+        slow_path_visits = now.slow_path_visits,
+        "isolation ended; breaches {breaches:?}; interruptions {interruptions:?}"
+    );
 }
 
 /// A worker that ended at its breach had no chance to report it.

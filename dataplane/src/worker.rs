@@ -59,7 +59,8 @@ pub struct Setup<'a> {
 pub enum Time {
     /// No system call, ever.
     Tsc(Clock),
-    /// The vDSO, which may become a system call.
+    /// The vDSO, where the kernel does not keep time by the TSC. Should it make a system call (no vDSO for
+    /// that clock source), that is a breach of isolation like any other, and reported.
     Kernel(Instant),
 }
 
@@ -70,7 +71,9 @@ impl Time {
         match Clock::tsc() {
             Ok(clock) => Self::Tsc(clock),
             Err(reason) => {
-                tracing::warn!("workers take their time from the kernel: {reason}");
+                tracing::warn!(
+                    "workers take their time from the kernel, which may be a system call and then is a breach: {reason}"
+                );
                 Self::Kernel(Instant::now())
             }
         }

@@ -204,6 +204,9 @@ impl Isolation {
             unmet.push(Unmet::Cpu(error));
         }
         let backend = self.backend.probe().map_err(|reason| unmet.push(reason)).ok();
+        if let Some(Err(error)) = cpu.map(cpu::check) {
+            unmet.push(error.into());
+        }
         let status = match self.status.clone().map_or_else(|| Status::create("alone"), Ok) {
             Ok(status) => Some(status),
             Err(error) => {
@@ -233,6 +236,7 @@ impl Isolation {
         let engine =
             Engine::prepare(backend, &page, &mut weaknesses).map_err(|error| refused(vec![error]))?;
         status.words().backend.store(backend.number(), Ordering::Release);
+        status.words().sees_faults.store(u32::from(engine.sees_faults()), Ordering::Release);
         let prepared = Prepared {
             engine,
             page,

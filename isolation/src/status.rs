@@ -65,7 +65,8 @@ pub(crate) struct Words {
     pub(crate) cpu: AtomicU32,
     pub(crate) pid: AtomicU32,
     pub(crate) tid: AtomicU32,
-    _reserved: AtomicU32,
+    /// 1 when page faults are enforced.
+    pub(crate) sees_faults: AtomicU32,
     /// Times armed.
     pub(crate) armed: AtomicU64,
     pub(crate) visits: AtomicU64,
@@ -299,6 +300,12 @@ impl Status {
     #[must_use]
     pub fn backend(&self) -> Option<Backend> {
         Backend::from_number(self.words().backend.load(Ordering::Acquire)).filter(|b| *b != Backend::Auto)
+    }
+
+    /// Whether page faults are breaches there; otherwise only an observer counts them.
+    #[must_use]
+    pub fn sees_page_faults(&self) -> bool {
+        self.words().sees_faults.load(Ordering::Acquire) != 0
     }
 
     /// The breaches from number `since` on that the log still has, each with its number.

@@ -332,7 +332,7 @@ pub(crate) fn isolation_refusals() {
         let worker = Worker::new("w0").frames(64).queue(port, 0);
         let worker = cpu.map_or(worker.clone(), |cpu| worker.cpu(cpu));
         plane.worker(worker, |_| Mischief { deed: |_, _| {}, page: Page::untouched() });
-        let error = plane.launch().err().expect("refused");
+        let error = plane.launch().expect_err("refused");
         peer.close();
         error
     };
