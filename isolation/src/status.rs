@@ -365,4 +365,38 @@ mod tests {
             assert_eq!(status.breaches(number), [(number, breach)]);
         }
     }
+
+    /// A reader beside the writer gets whole entries or none: never one made of two.
+    #[test]
+    fn a_concurrent_reader_sees_no_torn_breach() {
+        const N: u64 = 200_000;
+        let status = Status::create("test").unwrap();
+        let breach = |n: u64| Breach {
+            cause: Cause::ALL[(n % Cause::COUNT as u64) as usize],
+            detail: match n % 3 {
+                0 => Detail::Syscall { number: n, call_address: !n, arch: n as u32 },
+                1 => Detail::Fault { address: n, instruction: !n },
+                _ => Detail::At { instruction: n },
+            },
+            cpu: n as u32,
+            tsc: n.wrapping_mul(0x9e37_79b9_7f4a_7c15),
+            in_slow_path: n % 2 == 1,
+        };
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| (0..N).for_each(|n| status.words().record(&breach(n))));
+            let mut last = 0;
+            while !writer.is_finished() {
+                for (number, seen) in status.breaches(last) {
+                    assert!(number >= last);
+                    assert_eq!(seen, breach(number));
+                    last = number;
+                }
+            }
+        });
+        assert_eq!(status.breach_count(), N);
+        assert_eq!(status.snapshot().breaches.total(), N);
+        let log = status.breaches(0);
+        assert_eq!(log.len(), LOG);
+        assert!(log.iter().all(|(number, seen)| *seen == breach(*number)));
+    }
 }

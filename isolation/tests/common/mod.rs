@@ -28,6 +28,9 @@ pub(crate) fn is_inside() -> bool {
 /// The main function of a test program.
 pub(crate) fn main(tests: &[Test]) -> ExitCode {
     if let Some(inside) = std::env::var_os(INSIDE) {
+        // A test program that is killed leaves nothing running.
+        // SAFETY: plain numbers.
+        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
         let (_, body) = tests.iter().find(|(name, _)| inside == *name).expect("a test of this name");
         body();
         return ExitCode::SUCCESS;
