@@ -81,6 +81,18 @@ pub trait App {
     fn drain(&mut self, turn: &mut Turn<'_>) {
         let _ = turn;
     }
+
+    /// Shall the app be given synthetic packets before its worker is isolated, so that what it touches for
+    /// the first time faults then and not under its first real packets? See
+    /// [`rehearsal`](crate::rehearsal). No packet of that time leaves the worker and no counter of
+    /// [`Turn`] shows it; an app that says yes answers for everything else that it does with packets
+    /// (messages to the program, tables).
+    fn wants_rehearsal(&self) -> bool {
+        false
+    }
+
+    /// Called after the rehearsal, of which [`App::drain`] was the end: be as new.
+    fn rehearsed(&mut self) {}
 }
 
 /// One port of a worker as its loop sees it.

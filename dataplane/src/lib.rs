@@ -13,6 +13,7 @@
 //! | [`turns`] | the loop itself: receive, app, transmit, reclaim, one kick, counters |
 //! | [`kicker`] | the housekeeping thread that makes the workers' system calls for them |
 //! | [`observer`] | the housekeeping thread that counts what interrupted isolated workers |
+//! | [`rehearsal`] | synthetic packets for a worker's app, before the worker is isolated |
 //! | [`blocks`] | reusable forwarding steps: cross-connect, learning bridge |
 //! | [`wire`] | packet formats: views over bytes, and values |
 #![deny(missing_docs, unsafe_code)]
@@ -28,6 +29,7 @@ mod guard;
 pub mod kicker;
 pub mod message;
 pub mod observer;
+pub mod rehearsal;
 pub mod report;
 pub mod running;
 pub mod turns;

@@ -8,7 +8,7 @@
 use crate::app::{App, DropReason, PortId, Turn, WorkerPort};
 use isoplane_drivers::{KickError, Queue, RxQueue, TxQueue};
 use isoplane_memory::stats::{Block, BlockId, Field, Segment, SegmentBuilder};
-use isoplane_memory::{Batch, FrameCache, Kernel, Pool};
+use isoplane_memory::{Batch, FrameCache, Kernel, Pool, RegionError};
 use std::sync::Arc;
 
 /// Words of a port's counter block.
@@ -102,8 +102,26 @@ pub struct Turns {
     until_lies: u32,
 }
 
+/// What turns are made with besides frames: exchanged for a [rehearsal](crate::rehearsal).
+#[derive(Debug)]
+pub(crate) struct Scene {
+    ports: Vec<WorkerPort>,
+    counters: Block,
+    app_counters: Block,
+    drops: [u64; DropReason::COUNT],
+    until_lies: u32,
+}
+
 /// Turns between two looks at how often ports were lied to.
 const LIES_EVERY: u32 = 256;
+
+impl WorkerPort {
+    /// `link` is where the watcher publishes the link state.
+    fn new(queue: Queue, link: Option<Block>, counters: Block) -> Self {
+        let (refused, lies) = (queue.tx.refused(), lies(&queue));
+        Self { queue, out: Batch::new(), dropping: false, refused, lies, link, counters }
+    }
+}
 
 fn lies(queue: &Queue) -> u64 {
     queue.rx.bad_descriptors().wrapping_add(queue.tx.bad_descriptors())
@@ -126,14 +144,8 @@ impl Turns {
     pub fn new(queues: Vec<Queue>, frames: FrameCache, segment: &Segment, blocks: &WorkerBlocks) -> Self {
         assert_eq!(queues.len(), blocks.ports.len(), "one block a port");
         let block = |id| segment.block(id).unwrap_or_else(|| panic!("{id:?} is of another segment"));
-        let ports = queues.into_iter().zip(&blocks.ports).enumerate().map(|(at, (queue, id))| WorkerPort {
-            refused: queue.tx.refused(),
-            lies: lies(&queue),
-            queue,
-            out: Batch::new(),
-            dropping: false,
-            link: blocks.links.get(at).map(|id| block(*id)),
-            counters: block(*id),
+        let ports = queues.into_iter().zip(&blocks.ports).enumerate().map(|(at, (queue, id))| {
+            WorkerPort::new(queue, blocks.links.get(at).map(|id| block(*id)), block(*id))
         });
         Self {
             ports: ports.collect(),
@@ -182,6 +194,59 @@ impl Turns {
             self.frames.put_batch(&mut port.out);
         }
         (self.ports.into_iter().map(|port| port.queue).collect(), self.frames)
+    }
+
+    /// Number of ports.
+    #[must_use]
+    pub const fn ports(&self) -> usize {
+        self.ports.len()
+    }
+
+    /// Free frames.
+    #[must_use]
+    pub const fn free_frames(&self) -> usize {
+        self.frames.len()
+    }
+
+    /// A scene with these queues, whose links are unknown, and counters that nobody reads.
+    pub(crate) fn scene(&self, queues: Vec<Queue>) -> Result<Scene, RegionError> {
+        let like = self.ports.iter().map(|port| &port.counters);
+        let mut blocks = Block::unpublished(like.chain([&self.counters, &self.app_counters]))?;
+        let counters = self.counters.clone();
+        let app_counters = blocks.pop().unwrap_or_else(|| counters.clone());
+        let counters = blocks.pop().unwrap_or(counters);
+        let ports = queues.into_iter().zip(blocks);
+        let ports = ports.map(|(queue, counters)| WorkerPort::new(queue, None, counters)).collect();
+        Ok(Scene { ports, counters, app_counters, drops: [0; DropReason::COUNT], until_lies: LIES_EVERY })
+    }
+
+    /// Does something in another scene. Frames that are left there come back, also when it panics.
+    pub(crate) fn on(&mut self, scene: Scene, act: impl FnOnce(&mut Self)) {
+        struct Stage<'a>(&'a mut Turns, Scene);
+        impl Stage<'_> {
+            const fn exchange(&mut self) {
+                let Self(turns, scene) = self;
+                std::mem::swap(&mut turns.ports, &mut scene.ports);
+                std::mem::swap(&mut turns.counters, &mut scene.counters);
+                std::mem::swap(&mut turns.app_counters, &mut scene.app_counters);
+                std::mem::swap(&mut turns.drops, &mut scene.drops);
+                std::mem::swap(&mut turns.until_lies, &mut scene.until_lies);
+            }
+        }
+        impl Drop for Stage<'_> {
+            fn drop(&mut self) {
+                self.exchange();
+                let Self(turns, scene) = self;
+                turns.frames.put_batch(&mut turns.batch);
+                for port in &mut scene.ports {
+                    turns.frames.put_batch(&mut port.out);
+                    port.queue.tx.reclaim(&mut turns.frames);
+                }
+            }
+        }
+        let mut stage = Stage(self, scene);
+        stage.exchange();
+        act(stage.0);
     }
 
     #[inline(always)]

@@ -147,6 +147,9 @@ impl<A: App, F: Fn(&Setup<'_>) -> A + Send> Main for MainOf<F> {
         prepared: Option<&mut Prepared>,
     ) -> Result<(), Cut> {
         let mut app = (self.0)(setup);
+        if prepared.is_some() {
+            pace.rehearse(&mut app, turns);
+        }
         pace.warm_up(&mut app, turns);
         let mut guard = Guard::arm(prepared).map_err(Cut::Refused)?;
         pace.slot.set_state(WorkerState::Running);
@@ -197,6 +200,13 @@ impl Pace<'_> {
             Idle::Yield => {
                 let _ = guard.enter(|_| std::thread::yield_now());
             }
+        }
+    }
+
+    /// Synthetic packets for an app that wants them, before isolation.
+    fn rehearse<A: App>(&self, app: &mut A, turns: &mut Turns) {
+        if let Err(error) = crate::rehearsal::rehearse(app, turns, || self.time.now()) {
+            tracing::warn!("not rehearsed, so the first packets may cause page faults: {error}");
         }
     }
 

@@ -340,6 +340,24 @@ unsafe impl Send for Block {}
 unsafe impl Sync for Block {}
 
 impl Block {
+    /// Blocks as large as these in a region of their own: what is counted there is not published.
+    ///
+    /// # Errors
+    /// See [`RegionError`].
+    pub fn unpublished<'a>(like: impl IntoIterator<Item = &'a Self>) -> Result<Vec<Self>, RegionError> {
+        let sizes: Vec<usize> = like.into_iter().map(|block| block.words).collect();
+        let bytes = sizes.iter().map(|words| words * 8).sum::<usize>().max(8);
+        let config = RegionConfig { lock: Lock::Never, ..RegionConfig::new("isoplane.unpublished", bytes) };
+        let region = Region::create(&config)?;
+        let mut at = 0;
+        let block = |words: usize| {
+            let values = region.slice::<u64>(at, words)?.cast();
+            at += words * 8;
+            Some(Self { values, words, _region: Arc::clone(&region) })
+        };
+        Ok(sizes.into_iter().filter_map(block).collect())
+    }
+
     #[inline(always)]
     fn word(&self, at: usize) -> Option<&AtomicU64> {
         // SAFETY: `at` is below the number of words that `Segment::block` checked.

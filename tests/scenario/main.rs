@@ -7,6 +7,7 @@ mod isolation;
 mod launching;
 mod network;
 mod peer;
+mod rehearsal;
 #[path = "../sealed/seal.rs"]
 mod seal;
 mod sharing;
@@ -60,6 +61,9 @@ fn main() {
         ("waits-without-privileges", isolation::waits_without_privileges),
         ("isolation-refusals", isolation::isolation_refusals),
         ("stopped-and-continued", isolation::stopped_and_continued),
+        ("rehearsed-bridge-starts-as-new", rehearsal::bridge_starts_as_new),
+        ("rehearsal-only-on-request", rehearsal::only_on_request),
+        ("rehearsed-first-packets-do-not-fault", rehearsal::first_packets_do_not_fault),
         ("launch-refusals", launching::refusals),
         ("launch-app-that-panics-at-once", launching::app_that_panics_at_once),
     ];

@@ -300,6 +300,15 @@ impl App for Sealed {
         self.bridge.turn(turn);
         turn.gauge(Bridge::FIELDS.len(), crate::seal::allocations());
     }
+
+    fn wants_rehearsal(&self) -> bool {
+        self.bridge.wants_rehearsal()
+    }
+
+    fn rehearsed(&mut self) {
+        self.turns = 0;
+        self.bridge.rehearsed();
+    }
 }
 
 /// The real loop of a worker process, with the bridge, over AF_XDP with a kicker: no system call and no

@@ -42,6 +42,9 @@ scenarios! {
     rebinds_at_once = "rebinds-at-once";
     shares_messages_counters_tables = "shares-messages-counters-tables";
     statistics_from_outside = "statistics-from-outside";
+    rehearsed_bridge_starts_as_new = "rehearsed-bridge-starts-as-new";
+    rehearsal_only_on_request = "rehearsal-only-on-request";
+    rehearsed_first_packets_do_not_fault = "rehearsed-first-packets-do-not-fault";
     launch_refusals = "launch-refusals";
     launch_app_that_panics_at_once = "launch-app-that-panics-at-once";
 }

@@ -17,4 +17,8 @@ impl App for CrossConnect {
             turn.drop_all(batch, DropReason::NoPort);
         }
     }
+
+    fn wants_rehearsal(&self) -> bool {
+        true
+    }
 }

@@ -7,6 +7,7 @@ use isoplane::drivers::{AnyRx, AnyTx, Queue, RxQueue, TxQueue};
 use isoplane::memory::recovery::Balance;
 use isoplane::memory::stats::{Field, Segment, SegmentBuilder};
 use isoplane::memory::{Batch, Frame, FrameCache, FrameFlags, HugePages, Lock, Pool, PoolConfig, Survey};
+use isoplane::rehearsal::{Rehearsal, rehearse};
 use isoplane::turns::{Turns, WorkerBlocks};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -177,6 +178,16 @@ impl<A: App> Bench<A> {
         self.turns.turn(&mut self.app, self.now);
     }
 
+    /// Rehearses, as a worker does before it is isolated.
+    pub(crate) fn rehearse(&mut self) -> Rehearsal {
+        rehearse(&mut self.app, &mut self.turns, || self.now).unwrap()
+    }
+
+    /// Lets the app give back what it holds.
+    pub(crate) fn drain(&mut self) {
+        self.turns.drain(&mut self.app, self.now);
+    }
+
     /// Turns until everything queued was received.
     pub(crate) fn run(&mut self) {
         while self.wires.iter().any(|w| !w.lock().unwrap().to_worker.is_empty()) {
@@ -220,6 +231,13 @@ impl<A: App> Bench<A> {
     pub(crate) fn counters(&self) -> BTreeMap<String, u64> {
         let rows = self.segment.reader().unwrap().rows();
         rows.into_iter().filter(|r| !r.port.starts_with("port")).map(|r| (r.name, r.values[0])).collect()
+    }
+
+    /// All values of the segment but the number of turns and the free frames, which are not packets'.
+    pub(crate) fn statistics(&self) -> Vec<u64> {
+        let mut rows = self.segment.reader().unwrap().rows();
+        rows.retain(|row| !["turns", "free_frames"].contains(&row.name.as_str()));
+        rows.into_iter().flat_map(|row| row.values).collect()
     }
 
     pub(crate) fn counter(&self, name: &str) -> u64 {

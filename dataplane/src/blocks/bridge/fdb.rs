@@ -432,6 +432,23 @@ impl Fdb {
         }
     }
 
+    /// Forgets all learned stations and the events about them; looks at the whole table. Of no use to a
+    /// bridge at work: [`Fdb::flush`] is.
+    pub(super) fn forget_learned(&mut self) {
+        for bucket in &mut self.buckets {
+            for (key, value) in bucket.keys.iter_mut().zip(&mut bucket.values) {
+                if !value.is_static() {
+                    (*key, *value) = (0, Value(0));
+                }
+            }
+        }
+        for port in &mut self.ports {
+            port.learned = 0;
+        }
+        self.next_sweep = 0;
+        self.events = Events::default();
+    }
+
     /// Reclaims the dead entries of the next `buckets` buckets.
     #[inline(always)]
     pub(super) fn sweep(&mut self, buckets: usize, now_ms: u64) {

@@ -563,4 +563,19 @@ impl App for Bridge {
             self.count_events(turn);
         }
     }
+
+    fn wants_rehearsal(&self) -> bool {
+        true
+    }
+
+    /// Learned stations, spent budgets and the place of the sweep are as in a new bridge; links that the
+    /// program has set and static stations stay.
+    fn rehearsed(&mut self) {
+        self.fdb.forget_learned();
+        for port in &mut self.ports {
+            port.budget = Budget::new(&self.config.flood);
+        }
+        self.copies_left = self.config.flood.copies_per_turn;
+        self.swept_ms = 0;
+    }
 }
