@@ -204,9 +204,6 @@ impl Isolation {
             unmet.push(Unmet::Cpu(error));
         }
         let backend = self.backend.probe().map_err(|reason| unmet.push(reason)).ok();
-        if let Some(Err(error)) = cpu.map(cpu::check) {
-            unmet.push(error.into());
-        }
         let status = match self.status.clone().map_or_else(|| Status::create("alone"), Ok) {
             Ok(status) => Some(status),
             Err(error) => {
