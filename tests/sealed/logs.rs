@@ -42,7 +42,7 @@ impl fmt::Display for Dotted {
 /// The worker: one event of each kind, many of one, then the same for ever.
 fn work(recorder: &Recorder) -> ! {
     let _recording = recorder.install(1).expect("it is not installed");
-    seal::seal().expect("a seccomp filter");
+    seal::seal(&[]).expect("a seccomp filter");
     // First and second hit of each callsite.
     for round in 0..2_u32 {
         info!(round, negative = -1, wide = u128::MAX, float = 0.5, yes = true, "one of each");

@@ -46,19 +46,23 @@ pub(crate) fn allocations() -> u64 {
     ALLOCATIONS.load(Ordering::Acquire)
 }
 
-/// From here on any system call of the calling thread ends the process with SIGSYS, returning from the
-/// thread or the program too, and what it allocates is counted. There is no way back.
-pub(crate) fn seal() -> std::io::Result<()> {
-    let kill = libc::sock_filter {
-        code: (libc::BPF_RET | libc::BPF_K) as u16,
-        jt: 0,
-        jf: 0,
-        k: libc::SECCOMP_RET_KILL_PROCESS,
-    };
-    let mut program = [kill];
-    let filter = libc::sock_fprog { len: 1, filter: program.as_mut_ptr() };
+/// From here on any system call of the calling thread but these ends the process with SIGSYS, returning
+/// from the thread or the program too, and what it allocates is counted. There is no way back.
+pub(crate) fn seal(but: &[libc::c_long]) -> std::io::Result<()> {
+    let line = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
+    let answer = |action| line(libc::BPF_RET | libc::BPF_K, 0, 0, action);
+    // The number is the first word of what a filter is shown.
+    let mut program = vec![line(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0)];
+    for number in but {
+        program.push(line(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, *number as u32));
+        program.push(answer(libc::SECCOMP_RET_ALLOW));
+    }
+    program.push(answer(libc::SECCOMP_RET_KILL_PROCESS));
+    let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    // Never freed: that would be counted.
+    std::mem::forget(program);
     SEALED.set(true);
-    // SAFETY: `filter` points to one instruction for the length of the calls; neither touches memory
+    // SAFETY: `filter` points to the instructions for the length of the calls; neither touches memory
     // of ours otherwise.
     let refused = unsafe {
         libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0
