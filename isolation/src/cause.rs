@@ -146,8 +146,9 @@ pub struct Breach {
 impl fmt::Display for Breach {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.detail {
-            Detail::Syscall { number, call_address, .. } => {
-                write!(f, "system call {number} at {call_address:#x}")?;
+            Detail::Syscall { number, call_address, arch } => {
+                let name = syscall_name(number, arch);
+                write!(f, "system call {number} ({name}) at {call_address:#x}")?;
             }
             Detail::Fault { address, instruction } => {
                 write!(f, "page fault on {address:#x} at {instruction:#x}")?;
@@ -205,4 +206,13 @@ impl fmt::Debug for Interruptions {
             .entries(self.iter().filter(|(_, n)| *n != 0).map(|(cause, n)| (cause.name(), n)))
             .finish()
     }
+}
+
+/// The name of a native system call.
+pub(crate) fn syscall_name(number: u64, arch: u32) -> &'static str {
+    const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
+    if arch != AUDIT_ARCH_X86_64 {
+        return "of the 32-bit interface";
+    }
+    usize::try_from(number).ok().and_then(syscalls::Sysno::new).map_or("unknown", |call| call.name())
 }

@@ -39,6 +39,9 @@ pub enum Unmet {
     /// The thread is prepared for isolation already.
     #[error("this thread is prepared for isolation already; drop that Prepared first, or use it")]
     AlreadyPrepared,
+    /// Arming what is armed.
+    #[error("this thread is isolated already; arm again only after a breach under Stop, ONESHOT or release()")]
+    Armed,
     /// Not the thread that was prepared.
     #[error(
         "this is not the thread that was prepared (or it is a forked child of it); each thread prepares itself"

@@ -171,6 +171,10 @@ unsafe impl Sync for Status {}
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct Snapshot {
+    /// The backend of the thread that prepared last; `None` before the first time.
+    pub backend: Option<Backend>,
+    /// Page faults are breaches there; otherwise only an observer counts them.
+    pub sees_page_faults: bool,
     /// What the thread is doing.
     pub state: State,
     /// Times it was armed.
@@ -191,7 +195,7 @@ pub struct Snapshot {
     pub allowed: Interruptions,
     /// Kernel entries that the observer saw.
     pub interruptions: Interruptions,
-    /// How often the observer has looked.
+    /// How often the observer has looked: while this is 0 nobody has, and no interruptions mean nothing.
     pub samples: u64,
     /// Allocations served from the arena.
     pub allocations: u64,
@@ -239,6 +243,8 @@ impl Status {
         let w = self.words();
         let get = |word: &AtomicU64| word.load(Ordering::Relaxed);
         Snapshot {
+            backend: self.backend(),
+            sees_page_faults: self.sees_page_faults(),
             state: self.state(),
             armed: get(&w.armed),
             slow_path_visits: get(&w.visits),

@@ -103,7 +103,7 @@ impl<'a> Strict<'a> {
     /// [`Refused`]. Arming what is armed is refused too.
     pub fn rearm(&mut self) -> Result<(), Refused> {
         if self.is_armed() {
-            let unmet = vec![crate::error::Unmet::AlreadyPrepared];
+            let unmet = vec![crate::error::Unmet::Armed];
             return Err(Refused { cpu: self.prepared.cpu(), unmet });
         }
         self.prepared.isolate()
@@ -148,7 +148,7 @@ fn report(number: u64, breach: &Breach) {
             cpu,
             tsc,
             syscall,
-            name = syscall_name(syscall, arch),
+            name = crate::cause::syscall_name(syscall, arch),
             call_address = format_args!("{call_address:#x}"),
             "isolation was broken: {breach}"
         ),
@@ -170,13 +170,4 @@ fn report(number: u64, breach: &Breach) {
             "isolation was broken: {breach}"
         ),
     }
-}
-
-/// The name of a native system call.
-fn syscall_name(number: u64, arch: u32) -> &'static str {
-    const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
-    if arch != AUDIT_ARCH_X86_64 {
-        return "of the 32-bit interface";
-    }
-    usize::try_from(number).ok().and_then(syscalls::Sysno::new).map_or("unknown", |call| call.name())
 }

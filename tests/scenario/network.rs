@@ -59,10 +59,26 @@ impl Hosts {
 
     /// ICMP and UDP, a few requests at a time: nothing may get lost.
     fn exchange(&self, time: Duration) -> Vec<FlowReport> {
+        let traffic = self.start();
+        std::thread::sleep(time);
+        traffic.stop()
+    }
+
+    fn start(&self) -> Traffic {
         let (left, right) = self.endpoints();
         let flows = [Flow::Echo { window: 4, largest: 1400 }, Flow::Datagrams { window: 8, largest: 1472 }];
-        let traffic = Traffic::start(left, right, &flows).expect("traffic");
+        Traffic::start(left, right, &flows).expect("traffic")
+    }
+
+    /// Exchanges for at least that long, and until each flow has been answered: on a busy machine a
+    /// generator may not run for a while.
+    fn converse(&self, time: Duration) -> Vec<FlowReport> {
+        let traffic = self.start();
         std::thread::sleep(time);
+        wait_for("each flow to be answered", || {
+            std::thread::sleep(Duration::from_millis(5));
+            traffic.reports().iter().all(|report| report.counts.verified > 0)
+        });
         traffic.stop()
     }
 
@@ -121,7 +137,7 @@ pub(crate) fn bridge_over_af_xdp() {
     for kicks in [Kicks::Kicker, Kicks::Inline] {
         let hosts = Hosts::new();
         let plane = bridge(&hosts, kicks);
-        assert_nothing_lost(&hosts.exchange(Duration::from_millis(500)));
+        assert_nothing_lost(&hosts.converse(Duration::from_millis(500)));
         let statistics = plane.running.statistics();
         assert!(statistics.total("rx_frames") > 0);
         assert_eq!(statistics.total("bad_descriptors"), 0);
@@ -149,7 +165,7 @@ pub(crate) fn worker_killed_over_af_xdp() {
         let reports = traffic.stop();
         // What was in the worker's hands is gone with it, no more: the window bounds it.
         assert!(reports[0].counts.lost <= 64 && reports[0].counts.corrupt == 0, "{reports:?}");
-        assert_nothing_lost(&hosts.exchange(Duration::from_millis(100)));
+        assert_nothing_lost(&hosts.converse(Duration::from_millis(100)));
     }
     assert_eq!(plane.running.restarts(0), Some(5));
     plane.end();
@@ -159,7 +175,7 @@ pub(crate) fn worker_killed_over_af_xdp() {
 pub(crate) fn link_flaps() {
     let hosts = Hosts::new();
     let plane = bridge(&hosts, Kicks::Kicker);
-    assert_nothing_lost(&hosts.exchange(Duration::from_millis(100)));
+    assert_nothing_lost(&hosts.converse(Duration::from_millis(100)));
     let link = |plane: &Plane| plane.running.with_port(plane.ports[0], |port| port.link());
     for (namespace, name) in [(&hosts.middle, "left"), (&hosts.left, "eth0")] {
         let interface = namespace.link(name).expect("link");
@@ -169,7 +185,7 @@ pub(crate) fn link_flaps() {
         interface.up().expect("up");
         wait_for("the port to be up", || link(&plane) == Some(LinkState::Up));
         hosts.wait_for_traffic();
-        assert_nothing_lost(&hosts.exchange(Duration::from_millis(200)));
+        assert_nothing_lost(&hosts.converse(Duration::from_millis(200)));
     }
     plane.end();
 }
@@ -179,7 +195,7 @@ pub(crate) fn link_flaps() {
 pub(crate) fn interface_deleted() {
     let hosts = Hosts::new();
     let plane = bridge(&hosts, Kicks::Kicker);
-    assert_nothing_lost(&hosts.exchange(Duration::from_millis(100)));
+    assert_nothing_lost(&hosts.converse(Duration::from_millis(100)));
     hosts.middle.link("left").expect("link").delete().expect("delete");
     let link = |port| plane.running.with_port(plane.ports[port], |port| port.link());
     wait_for("the port to be gone", || link(0) == Some(LinkState::Gone));
@@ -195,7 +211,7 @@ pub(crate) fn rebinds_at_once() {
     let hosts = Hosts::new();
     for _ in 0..5 {
         let plane = bridge(&hosts, Kicks::Kicker);
-        assert_nothing_lost(&hosts.exchange(Duration::from_millis(100)));
+        assert_nothing_lost(&hosts.converse(Duration::from_millis(100)));
         plane.end();
     }
     for name in ["left", "right"] {
@@ -228,7 +244,7 @@ pub(crate) fn program_killed_over_af_xdp() {
                 let mut pids = [0u32; 2];
                 let told = std::io::Read::read_exact(&mut says, bytemuck::cast_slice_mut(&mut pids));
                 told.expect("the program starts, also right after the last one was killed");
-                assert_nothing_lost(&hosts.exchange(Duration::from_millis(100)));
+                assert_nothing_lost(&hosts.converse(Duration::from_millis(100)));
                 nix::sys::signal::kill(child, nix::sys::signal::Signal::SIGKILL).expect("kill");
                 nix::sys::wait::waitpid(child, None).expect("wait");
                 let gone = |pid: &u32| {
@@ -246,7 +262,7 @@ pub(crate) fn program_killed_over_af_xdp() {
         }
     }
     let plane = bridge(&hosts, Kicks::Kicker);
-    assert_nothing_lost(&hosts.exchange(Duration::from_millis(100)));
+    assert_nothing_lost(&hosts.converse(Duration::from_millis(100)));
     plane.end();
 }
 
@@ -272,7 +288,7 @@ pub(crate) fn two_workers_on_two_queues() {
         frames.map(|row| row.values[0]).sum::<u64>()
     };
     wait_for("both workers to see traffic", || {
-        assert_nothing_lost(&hosts.exchange(Duration::from_millis(100)));
+        assert_nothing_lost(&hosts.converse(Duration::from_millis(100)));
         used("w0") > 0 && used("w1") > 0
     });
     Plane { pool, running, ports: [a, b] }.end();
@@ -338,7 +354,7 @@ pub(crate) fn sealed_bridge() {
         turns: 0,
     });
     let running = plane.launch().expect("launch");
-    assert_nothing_lost(&hosts.exchange(Duration::from_millis(500)));
+    assert_nothing_lost(&hosts.converse(Duration::from_millis(500)));
     assert_eq!(running.state(0), Some(WorkerState::Running), "killed: the worker made a system call");
     assert_eq!(running.statistics().total("allocations"), 0);
     // Nor the calls that the filter lets pass.
