@@ -40,7 +40,9 @@ pub enum Unmet {
     #[error("this thread is prepared for isolation already; drop that Prepared first, or use it")]
     AlreadyPrepared,
     /// Arming what is armed.
-    #[error("this thread is isolated already; arm again only after a breach under Stop, ONESHOT or release()")]
+    #[error(
+        "this thread is isolated already; arm again only after a breach under Stop, ONESHOT or release()"
+    )]
     Armed,
     /// Not the thread that was prepared.
     #[error(

@@ -173,7 +173,7 @@ fn release_and_rearm() {
         lab::no_breach(status);
         assert_enforced(strict, status);
         let refused = strict.rearm().unwrap_err();
-        assert!(matches!(refused.unmet[..], [Unmet::AlreadyPrepared]), "{refused}");
+        assert!(matches!(refused.unmet[..], [Unmet::Armed]), "{refused}");
         assert!(strict.is_armed());
         // Within a visit it lasts beyond the visit.
         strict.slow_path(|_| isoplane_isolation::release()).expect("visit");

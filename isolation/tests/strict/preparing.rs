@@ -6,6 +6,7 @@ use isoplane_isolation::prepare::cpu::CpuError;
 use isoplane_isolation::{Backend, Cpu, Isolation, Refused, Unmet, Weakness};
 use nix::errno::Errno;
 use nix::sys::signal::SigSet;
+use std::io::Write as _;
 
 pub(crate) const CASES: &[Test] = &[
     ("preparing::no_such_cpu", no_such_cpu),
@@ -41,17 +42,27 @@ fn no_such_cpu() {
     lab::isolated(lab::isolation(), assert_enforced);
 }
 
+/// No CPU is taken away from whatever else runs here: in a mount namespace of its own this process finds
+/// another list of those that are online.
 fn offline_cpu() {
-    let read = |file: &str| {
-        let text = std::fs::read_to_string(format!("/sys/devices/system/cpu/{file}")).expect("sysfs");
-        text.parse::<isoplane_isolation::prepare::cpu::CpuList>().expect("a list")
-    };
-    let (present, online) = (read("present"), read("online"));
-    let Some(offline) = present.iter().find(|cpu| !online.contains(*cpu)) else {
-        lab::skip("no CPU is offline, and taking one away would disturb whatever else runs here");
-    };
-    let refused = refused(Isolation::on(offline));
+    use nix::mount::{MsFlags, mount};
+    let [one, other, ..] = lab::allowed()[..] else { lab::skip("needs two CPUs") };
+    if let Err(errno) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS) {
+        lab::skip(&format!("a mount namespace needs root: {errno}"));
+    }
+    let nothing = None::<&str>;
+    mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing).expect("private mounts");
+    let mut list = tempfile::NamedTempFile::new().expect("a file");
+    writeln!(list, "{one}").expect("the list");
+    let online = "/sys/devices/system/cpu/online";
+    mount(Some(list.path()), online, nothing, MsFlags::MS_BIND, nothing).expect("bind the list");
+    drop(list);
+    let refused = refused(Isolation::on(Cpu(other)));
     assert!(matches!(refused.unmet[..], [Unmet::Cpu(CpuError::Offline { .. })]), "{refused}");
+    assert!(
+        refused.to_string().contains(&format!("echo 1 > /sys/devices/system/cpu/cpu{other}/online")),
+        "{refused}"
+    );
 }
 
 fn cpu_that_is_not_ours() {
