@@ -99,6 +99,11 @@ pub(crate) fn bump(word: &AtomicU64, n: u64) {
     word.store(word.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
 }
 
+/// What `seq` is once the breach with this number is written. Wraps: the number may be a lie.
+const fn sequence(number: u64) -> u64 {
+    number.wrapping_mul(2).wrapping_add(2)
+}
+
 impl Words {
     /// Appends a breach and counts it. Async-signal-safe: stores only.
     pub(crate) fn record(&self, breach: &Breach) {
@@ -114,28 +119,28 @@ impl Words {
             | u64::from(breach.in_slow_path) << 8
             | kind << 16
             | u64::from(breach.cpu) << 32;
-        entry.seq.store(2 * at + 1, Ordering::Relaxed);
+        entry.seq.store(sequence(at).wrapping_sub(1), Ordering::Relaxed);
         fence(Ordering::Release);
         entry.what.store(what, Ordering::Relaxed);
         entry.a.store(a, Ordering::Relaxed);
         entry.b.store(b, Ordering::Relaxed);
         entry.arch.store(arch, Ordering::Relaxed);
         entry.tsc.store(breach.tsc, Ordering::Relaxed);
-        entry.seq.store(2 * at + 2, Ordering::Release);
-        self.logged.store(at + 1, Ordering::Release);
+        entry.seq.store(sequence(at), Ordering::Release);
+        self.logged.store(at.wrapping_add(1), Ordering::Release);
     }
 
     /// The breach with this number, while the log still has it whole.
     fn logged(&self, number: u64) -> Option<Breach> {
         let entry = &self.log[(number % LOG as u64) as usize];
-        if entry.seq.load(Ordering::Acquire) != 2 * number + 2 {
+        if entry.seq.load(Ordering::Acquire) != sequence(number) {
             return None;
         }
         let what = entry.what.load(Ordering::Relaxed);
         let (a, b) = (entry.a.load(Ordering::Relaxed), entry.b.load(Ordering::Relaxed));
         let (arch, tsc) = (entry.arch.load(Ordering::Relaxed), entry.tsc.load(Ordering::Relaxed));
         fence(Ordering::Acquire);
-        if entry.seq.load(Ordering::Relaxed) != 2 * number + 2 {
+        if entry.seq.load(Ordering::Relaxed) != sequence(number) {
             return None;
         }
         let detail = match (what >> 16) as u8 {
@@ -354,6 +359,23 @@ mod tests {
         assert_eq!(log.first().unwrap(), &(68, breach(68)));
         assert_eq!(status.breaches(99), [(99, breach(99))]);
         assert!(status.breaches(100).is_empty());
+    }
+
+    /// Whoever shares the block may have written anything into it.
+    #[test]
+    fn counts_that_are_lies_are_read_without_harm() {
+        let status = Status::create("test").unwrap();
+        let detail = Detail::At { instruction: 2 };
+        let breach = Breach { cause: Cause::Signal, detail, cpu: 3, tsc: 4, in_slow_path: false };
+        for logged in [u64::MAX, u64::MAX / 2, u64::MAX - 40] {
+            status.words().logged.store(logged, Ordering::Relaxed);
+            status.words().reported.store(u64::MAX, Ordering::Relaxed);
+            assert!(status.breaches(0).is_empty());
+            assert_eq!(status.reported(), logged);
+            status.words().record(&breach);
+            assert_eq!(status.breach_count(), logged.wrapping_add(1));
+            status.set_reported();
+        }
     }
 
     #[test]
