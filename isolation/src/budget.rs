@@ -62,8 +62,9 @@ impl Purse {
         if self.cost == 0 {
             return true;
         }
-        let passed = now.wrapping_sub(self.last);
-        self.last = now;
+        // A counter of another CPU may be behind, and so is a visit that a signal handler's overtook.
+        let passed = now.saturating_sub(self.last);
+        self.last = self.last.max(now);
         self.saved = self.saved.saturating_add(passed).min(self.most);
         if self.saved < self.cost {
             return false;
@@ -87,6 +88,15 @@ mod tests {
         assert!(purse.pay(500));
         // Long silence saves up no more than one burst.
         assert_eq!((0..6).filter(|_| purse.pay(1_000_000)).count(), 4);
+    }
+
+    #[test]
+    fn time_that_goes_back_pays_for_nothing() {
+        let mut purse = Purse::new(Budget::new(1, Duration::from_secs(1)), 1000, 5000);
+        assert!(purse.pay(5000));
+        assert!(!purse.pay(4999));
+        assert!(!purse.pay(5999));
+        assert!(purse.pay(6000));
     }
 
     #[test]

@@ -246,7 +246,10 @@ impl Drop for Busy<'_> {
     #[inline(always)]
     fn drop(&mut self) {
         compiler_fence(Ordering::SeqCst);
-        self.0.store(IDLE, Ordering::Relaxed);
+        // Unless the recording has ended meanwhile: that is for good.
+        if self.0.load(Ordering::Relaxed) == BUSY {
+            self.0.store(IDLE, Ordering::Relaxed);
+        }
     }
 }
 
