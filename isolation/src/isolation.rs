@@ -15,7 +15,7 @@ use crate::prepare::privileges::{self, PrivilegeError, Privileges};
 use crate::prepare::scheduling::{self, Scheduling};
 use crate::prepare::signals::{self, FormerMask};
 use crate::prepare::{self, memory};
-use crate::status::{Status, bump};
+use crate::status::{State, Status, bump};
 use crate::strict::Strict;
 use crate::thread::{Page, Setup, Thread};
 use isoplane_memory::Clock;
@@ -232,6 +232,8 @@ impl Isolation {
         let page = Page::install(&setup, status.clone()).map_err(failed("map the thread's page"))?;
         let engine =
             Engine::prepare(backend, &page, &mut weaknesses).map_err(|error| refused(vec![error]))?;
+        // What a predecessor on the same block was doing when it was killed is not what this thread does.
+        page.thread().set_state(State::Off);
         status.words().backend.store(backend.number(), Ordering::Release);
         status.words().sees_faults.store(u32::from(engine.sees_faults()), Ordering::Release);
         let prepared = Prepared {
@@ -421,6 +423,19 @@ impl Prepared {
         Ok(())
     }
 
+    /// Isolates again behind a system call that the mode allows, which may have changed the signal mask or
+    /// handlers. Isolation is off when that is refused.
+    pub(crate) fn shut_again(&self) -> Result<(), Refused> {
+        let thread = self.page.thread();
+        if let Err(reason) = self.engine.check(thread) {
+            thread.release();
+            return Err(Refused { cpu: self.cpu, unmet: vec![reason] });
+        }
+        thread.quiesce();
+        thread.isolate();
+        Ok(())
+    }
+
     /// Gives isolation back.
     pub(crate) fn give_back(&self) {
         let thread = self.page.thread();
@@ -437,6 +452,7 @@ impl Drop for Prepared {
     fn drop(&mut self) {
         if self.page.thread().is_here() {
             // A `Strict` that was leaked instead of dropped has left the gate shut.
+            self.report_unseen();
             self.give_back();
             self.engine.unprepare();
         }

@@ -11,6 +11,7 @@ use crate::mode::OnBreach;
 use crate::status::{State, Status};
 use crate::thread::{SlowPathError, Thread};
 use isoplane_memory::Kernel;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// An isolated thread's handle on its isolation. Made by [`Prepared::arm`]; dropping it disarms.
 #[derive(Debug)]
@@ -46,11 +47,7 @@ impl<'a> Strict<'a> {
         match self.thread.state() {
             State::Armed | State::Off => Ok(()),
             // A system call that the mode allows and that needed its own frame: shut the gate behind it.
-            State::SlowPath => {
-                self.thread.quiesce();
-                self.thread.isolate();
-                Ok(())
-            }
+            State::SlowPath => Ok(self.prepared.shut_again()?),
             State::Broken => self.broken(),
         }
     }
@@ -66,17 +63,8 @@ impl<'a> Strict<'a> {
                 None => Ok(()),
             };
         }
-        self.report(&breaches);
+        self.prepared.report(&breaches);
         Ok(self.prepared.isolate()?)
-    }
-
-    fn report(&self, breaches: &[(u64, Breach)]) {
-        // Never refused: a breach that nobody hears of is worse than a visit too many.
-        let _ = self.thread.visit(false, |_| {
-            tracing::dispatcher::with_default(&self.prepared.reporter, || {
-                report_all(self.prepared.status(), breaches);
-            });
-        });
     }
 
     /// Visits the kernel by permission: system calls are allowed in `visit`, the rest of the mode holds.
@@ -97,7 +85,8 @@ impl<'a> Strict<'a> {
         self.thread.is_here() && self.thread.state() == State::Armed
     }
 
-    /// Arms again: after [`OnBreach::Stop`], after `ONESHOT` or [`release`](crate::release).
+    /// Arms again: after [`OnBreach::Stop`], after `ONESHOT` or [`release`](crate::release). A breach that no
+    /// turn has seen is reported first.
     ///
     /// # Errors
     /// [`Refused`]. Arming what is armed is refused too.
@@ -106,6 +95,7 @@ impl<'a> Strict<'a> {
             let unmet = vec![crate::error::Unmet::Armed];
             return Err(Refused { cpu: self.prepared.cpu(), unmet });
         }
+        self.prepared.report_unseen();
         self.prepared.isolate()
     }
 
@@ -121,12 +111,38 @@ impl<'a> Strict<'a> {
 
 impl Drop for Strict<'_> {
     fn drop(&mut self) {
-        // One that no turn has seen: whatever the policy was, nobody would hear of it otherwise.
-        if self.thread.is_here() && self.thread.state() == State::Broken {
-            let status = self.prepared.status();
-            self.report(&status.breaches(status.reported()));
-        }
+        self.prepared.report_unseen();
         self.prepared.give_back();
+    }
+}
+
+impl Prepared {
+    fn report(&self, breaches: &[(u64, Breach)]) {
+        // Never refused: a breach that nobody hears of is worse than a visit too many.
+        let _ = self.page.thread().visit(false, |_| {
+            tracing::dispatcher::with_default(&self.reporter, || {
+                report_all(self.status(), breaches);
+            });
+        });
+    }
+
+    /// Reports what no turn has seen: whatever the policy was, nobody would hear of it otherwise. For a
+    /// thread whose isolation ends, or begins anew.
+    pub(crate) fn report_unseen(&self) {
+        let (thread, status) = (self.page.thread(), self.status());
+        if !thread.is_here() || status.reported() == status.breach_count() {
+            return;
+        }
+        if thread.state() == State::Armed {
+            thread.release();
+        }
+        let breaches = status.breaches(status.reported());
+        if std::thread::panicking() {
+            // A second panic would end the process before the first one is heard of.
+            let _ = catch_unwind(AssertUnwindSafe(|| self.report(&breaches)));
+        } else {
+            self.report(&breaches);
+        }
     }
 }
 

@@ -52,6 +52,8 @@ pub(crate) struct Thread {
     /// Where the C library's signal restorer is.
     pub(crate) restorer: Cell<u64>,
     purse: Cell<Purse>,
+    /// Visits that are under way, and will look at this when they return.
+    visits: Cell<u32>,
     words: Cell<Option<NonNull<Words>>>,
     scratch: Cell<*mut u8>,
 }
@@ -66,12 +68,6 @@ pub enum SlowPathError {
     /// Not the thread that was armed.
     #[error("this is not the thread that was isolated (or a forked child of it)")]
     WrongThread,
-}
-
-/// How one visit ended.
-enum Left {
-    Isolated,
-    Broken,
 }
 
 impl Thread {
@@ -137,6 +133,12 @@ impl Thread {
         }
     }
 
+    /// Whether they do not, at this moment.
+    #[inline(always)]
+    pub(crate) fn is_shut(&self) -> bool {
+        self.selector.load(Ordering::Relaxed) == BLOCK
+    }
+
     pub(crate) fn quiesce(&self) {
         quiesce(self.quiesce.get(), self.scratch.get(), self.real_time.get());
     }
@@ -185,11 +187,14 @@ impl Thread {
         }
         self.open();
         arena::serve(false);
-        let guard = Unwinding(self);
+        let visiting = Visiting::begin(self);
         let result = visit(&kernel);
-        std::mem::forget(guard);
-        self.leave(was_armed);
-        self.count_visit(Clock::ticks().wrapping_sub(start));
+        visiting.end();
+        // The visit may have dropped what the thread was prepared with.
+        if self.is_alive() {
+            self.leave(was_armed);
+            self.count_visit(Clock::ticks().wrapping_sub(start));
+        }
         Ok(result)
     }
 
@@ -202,7 +207,8 @@ impl Thread {
 
     fn leave(&self, was_armed: bool) {
         arena::settle();
-        if !was_armed {
+        // A breach, a release, or armed anew by the visit itself: `turn` has the say.
+        if !was_armed || self.state() != State::SlowPath {
             return;
         }
         #[cfg(target_arch = "x86_64")]
@@ -210,11 +216,9 @@ impl Thread {
             crate::backend::dispatch::after_visit(self);
         }
         self.quiesce();
-        let left = if self.state() == State::SlowPath { Left::Isolated } else { Left::Broken };
-        match left {
-            Left::Isolated => self.isolate(),
-            // A fault that the visit does not allow, or a release: `turn` has the say.
-            Left::Broken => {}
+        // Again: quiescing may fault.
+        if self.state() == State::SlowPath {
+            self.isolate();
         }
     }
 
@@ -231,12 +235,32 @@ impl Thread {
     }
 }
 
-/// A visit that unwinds: whoever catches the panic runs un-isolated.
-struct Unwinding<'a>(&'a Thread);
+/// A visit that is under way: the thread's page stays while there is one. When it unwinds, whoever catches
+/// the panic runs un-isolated.
+struct Visiting<'a>(&'a Thread);
 
-impl Drop for Unwinding<'_> {
+impl<'a> Visiting<'a> {
+    fn begin(thread: &'a Thread) -> Self {
+        thread.visits.set(thread.visits.get().wrapping_add(1));
+        Self(thread)
+    }
+
+    fn end(self) {
+        self.leave();
+        std::mem::forget(self);
+    }
+
+    fn leave(&self) {
+        self.0.visits.set(self.0.visits.get().wrapping_sub(1));
+    }
+}
+
+impl Drop for Visiting<'_> {
     fn drop(&mut self) {
-        self.0.release();
+        self.leave();
+        if self.0.is_alive() {
+            self.0.release();
+        }
     }
 }
 
@@ -313,6 +337,7 @@ impl Page {
             real_time: Cell::new(setup.real_time),
             restorer: Cell::new(0),
             purse: Cell::new(setup.purse),
+            visits: Cell::new(0),
             words: Cell::new(Some(NonNull::from(page._status.words()))),
             // SAFETY: inside the mapping.
             scratch: Cell::new(unsafe { base.byte_add(3 * PAGE) }.cast().as_ptr()),
@@ -372,6 +397,13 @@ impl Drop for Page {
             return;
         }
         CURRENT.with(|current| current.set(std::ptr::null()));
+        let thread = self.thread();
+        if thread.visits.get() != 0 {
+            // Dropped within a visit, which comes back to the page: it stays, and says that it is nobody's.
+            thread.words.set(None);
+            thread.alive.store(0, Ordering::Relaxed);
+            return;
+        }
         // SAFETY: the mapping made in `install`; `Prepared` has taken trapping, the handlers' stack and
         // the thread-local pointer away, so nobody reads it any more.
         let _ = unsafe { munmap(self.base, self.bytes) };

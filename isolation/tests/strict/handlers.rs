@@ -30,6 +30,7 @@ pub(crate) const CASES: &[Test] = &[
     ("handlers::former_default_kills", former_default_kills),
     ("handlers::installed_later", installed_later),
     ("handlers::installed_in_a_visit", installed_in_a_visit),
+    ("handlers::installed_in_a_visit_to_block_everything", installed_in_a_visit_to_block_everything),
     ("handlers::installed_later_and_chained", installed_later_and_chained),
 ];
 
@@ -129,14 +130,20 @@ fn breach_in_a_handler() {
     });
 }
 
-fn that_blocks_everything() {
-    // SAFETY: all zero is a valid sigaction; the handler takes one argument.
+/// Installs a handler that blocks every signal while it runs.
+fn block_everything(signal: Signal, handler: usize, flags: i32) {
+    // SAFETY: all zero is a valid sigaction; the handler has the signature for `flags`.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = calls as OneArgument as usize;
+        action.sa_sigaction = handler;
+        action.sa_flags = flags;
         libc::sigfillset(&raw mut action.sa_mask);
-        assert_eq!(libc::sigaction(libc::SIGUSR1, &raw const action, std::ptr::null_mut()), 0);
+        assert_eq!(libc::sigaction(signal as i32, &raw const action, std::ptr::null_mut()), 0);
     }
+}
+
+fn that_blocks_everything() {
+    block_everything(Signal::SIGUSR1, calls as OneArgument as usize, 0);
     let sender = sender();
     isolated(Mode::STRICT, |strict, status| {
         signalled(strict, &sender);
@@ -443,6 +450,20 @@ fn installed_in_a_visit() {
     });
     assert_eq!(HANDLED.load(Ordering::Relaxed), 0);
     assert_eq!(lab::warnings().len(), 2);
+}
+
+/// It would be killed by its first system call.
+fn installed_in_a_visit_to_block_everything() {
+    PAGE.store(lab::pages(libc::PROT_NONE), Ordering::Relaxed);
+    lab::isolated(lab::isolation(), |strict, status| {
+        let install =
+            |_: &_| block_everything(Signal::SIGSEGV, repairs as ThreeArguments as usize, libc::SA_SIGINFO);
+        strict.slow_path(install).expect("visit");
+        lab::store(PAGE.load(Ordering::Relaxed));
+        strict.turn().expect("turn");
+        assert_eq!((HANDLED.load(Ordering::Relaxed), status.breach_count()), (1, 1));
+        assert_enforced(strict, status);
+    });
 }
 
 static FORMER: AtomicU64 = AtomicU64::new(0);

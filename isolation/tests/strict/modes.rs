@@ -3,7 +3,7 @@
 use crate::common::Test;
 use crate::lab::{self, At, assert_enforced, assert_fault, assert_syscall, only_breach, syscall};
 use isoplane_isolation::{Cause, Detail, Mode, State, Status};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::WaitStatus;
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
@@ -17,6 +17,8 @@ pub(crate) const CASES: &[Test] = &[
     ("modes::allowed_int80", allowed_int80),
     ("modes::allowed_wait_left_sideways", allowed_wait_left_sideways),
     ("modes::allowed_signal_mask", allowed_signal_mask),
+    ("modes::allowed_mask_of_everything", allowed_mask_of_everything),
+    ("modes::allowed_handlers", allowed_handlers),
     ("modes::allowed_exit", allowed_exit),
     ("modes::allowed_calls_but_no_faults", allowed_calls_but_no_faults),
     ("modes::allowed_page_faults", allowed_page_faults),
@@ -243,6 +245,36 @@ fn allowed_signal_mask() {
         assert!(strict.is_armed());
     });
     assert_eq!(allowed(&status, Cause::Syscall), 3);
+    lab::no_breach(&status);
+}
+
+/// A call that is trapped while SIGSYS is blocked would kill the process: the next turn opens it.
+fn allowed_mask_of_everything() {
+    let status = lab::isolated(lab::isolation().mode(Mode::ALLOW_SYSCALLS), |strict, status| {
+        for n in 1..=3 {
+            SigSet::all().thread_block().expect("block");
+            strict.turn().expect("turn");
+            lab::getppid();
+            assert!(strict.is_armed());
+            assert_eq!(allowed(status, Cause::Syscall), 2 * n);
+        }
+    });
+    lab::no_breach(&status);
+}
+
+/// So would a call with a handler of the program's in the isolation's place: the next turn takes it back.
+fn allowed_handlers() {
+    let status = lab::isolated(lab::isolation().mode(Mode::ALLOW_SYSCALLS), |strict, status| {
+        lab::install(Signal::SIGSYS, handles as lab::OneArgument as usize, 0);
+        assert_eq!(status.state(), State::SlowPath);
+        strict.turn().expect("turn");
+        let before = allowed(status, Cause::Syscall);
+        lab::getppid();
+        assert!(strict.is_armed());
+        assert_eq!(allowed(status, Cause::Syscall), before + 1);
+    });
+    assert_eq!(HANDLED.load(Ordering::Relaxed), 0);
+    assert_eq!(lab::warnings().len(), 1);
     lab::no_breach(&status);
 }
 

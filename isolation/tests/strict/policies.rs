@@ -7,6 +7,7 @@ use isoplane_isolation::{
 };
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 pub(crate) const CASES: &[Test] = &[
@@ -23,6 +24,10 @@ pub(crate) const CASES: &[Test] = &[
     ("policies::auto_takes_dispatch", auto_takes_dispatch),
     ("policies::advisory", advisory),
     ("policies::leaked_handle", leaked_handle),
+    ("policies::armed_again_before_a_turn", armed_again_before_a_turn),
+    ("policies::released_after_a_breach", released_after_a_breach),
+    ("policies::dropped_in_a_visit", dropped_in_a_visit),
+    ("policies::killed_and_followed", killed_and_followed),
 ];
 
 fn stop() {
@@ -253,4 +258,73 @@ fn leaked_handle() {
     assert_eq!(lab::allowed(), before);
     lab::getppid();
     lab::isolated(lab::isolation(), assert_enforced);
+}
+
+/// Whoever arms again without a turn hears of the breach all the same, and once.
+fn armed_again_before_a_turn() {
+    for (n, on_breach) in [OnBreach::Report, OnBreach::Stop].into_iter().enumerate() {
+        let status = lab::isolated(lab::isolation().on_breach(on_breach), |strict, status| {
+            lab::getppid();
+            strict.rearm().expect("rearm");
+            assert!(strict.is_armed());
+            assert_eq!((status.breach_count(), status.reported()), (1, 1));
+        });
+        assert_syscall(&only_recorded(&status), libc::SYS_getppid, At::Syscall);
+        assert_eq!(lab::reports().len(), n + 1);
+    }
+    // And where the handle was leaked.
+    let mut prepared = lab::prepare(lab::isolation());
+    std::mem::forget(prepared.arm().expect("arm"));
+    lab::getppid();
+    drop(prepared);
+    assert_eq!(lab::reports().len(), 3);
+}
+
+/// A panic hook releases: what broke before the panic is reported when isolation is given back.
+fn released_after_a_breach() {
+    let status = lab::isolated(lab::isolation(), |_, _| {
+        lab::getppid();
+        isoplane_isolation::release();
+    });
+    assert_syscall(&lab::only_breach(&status), libc::SYS_getppid, At::Syscall);
+}
+
+/// A visit may drop what the thread was prepared with, once the handle was leaked: it comes back to a
+/// thread that is not isolated, and that may be prepared again.
+fn dropped_in_a_visit() {
+    for panics in [false, true] {
+        let mut prepared = lab::prepare(lab::isolation());
+        let status = prepared.status().clone();
+        std::mem::forget(prepared.arm().expect("arm"));
+        let ended = catch_unwind(AssertUnwindSafe(|| {
+            isoplane_isolation::visit(|_| {
+                drop(prepared);
+                assert!(!panics, "in a visit");
+                7
+            })
+        }));
+        assert_eq!(ended.ok(), (!panics).then_some(Ok(7)));
+        assert_eq!(status.state(), State::Off);
+        lab::getppid();
+        lab::no_breach(&status);
+    }
+    lab::isolated(lab::isolation(), assert_enforced);
+}
+
+/// Who comes after a worker that was killed is not isolated before it has armed.
+fn killed_and_followed() {
+    let status = Status::create("killed").expect("status");
+    let isolation = lab::isolation().status(status.clone());
+    let child = lab::child(|| {
+        lab::isolated(isolation.clone().on_breach(OnBreach::Abort), |_, _| {
+            lab::getppid();
+        });
+    });
+    assert!(matches!(lab::ended(child), WaitStatus::Signaled(_, Signal::SIGKILL, _)));
+    assert_eq!(status.state(), State::Broken);
+    let mut prepared = lab::prepare(isolation);
+    assert_eq!(status.state(), State::Off);
+    let strict = prepared.arm().expect("arm");
+    assert_eq!(status.state(), State::Armed);
+    drop(strict);
 }

@@ -3,10 +3,12 @@
 use crate::common::Test;
 use crate::lab::{self, At, assert_enforced, assert_syscall, only_breach};
 use isoplane_isolation::prepare::cpu::CpuError;
-use isoplane_isolation::{Backend, Cpu, Isolation, Refused, Unmet, Weakness};
+use isoplane_isolation::{Backend, Cpu, Isolation, Prepared, Refused, Unmet, Weakness};
 use nix::errno::Errno;
 use nix::sys::signal::SigSet;
+use std::cell::RefCell;
 use std::io::Write as _;
+use std::sync::Mutex;
 
 pub(crate) const CASES: &[Test] = &[
     ("preparing::no_such_cpu", no_such_cpu),
@@ -21,6 +23,8 @@ pub(crate) const CASES: &[Test] = &[
     ("preparing::signals_blocked_before", signals_blocked_before),
     ("preparing::signals_blocked_later", signals_blocked_later),
     ("preparing::everything_is_given_back", everything_is_given_back),
+    ("preparing::kept_until_the_thread_ends", kept_until_the_thread_ends),
+    ("preparing::fault_that_waits", fault_that_waits),
 ];
 
 /// It was refused, and the thread is as it was: as free, and fit to be isolated where that is possible.
@@ -182,4 +186,52 @@ fn everything_is_given_back() {
     lab::getppid();
     lab::store(lab::cold_page());
     lab::no_breach(&status);
+}
+
+/// The signal stack of a thread that has ended its own code.
+static AT_THE_END: Mutex<Option<(usize, usize)>> = Mutex::new(None);
+
+/// Dropped after what the thread has made later.
+struct Last;
+
+impl Drop for Last {
+    fn drop(&mut self) {
+        *AT_THE_END.lock().expect("the end") = Some(lab::signal_stack());
+    }
+}
+
+thread_local! {
+    static LAST: Last = const { Last };
+    static KEPT: RefCell<Option<Prepared>> = const { RefCell::new(None) };
+}
+
+/// The runtime unmaps the thread's own signal stack before thread-locals are dropped: the kernel must not be
+/// told of it again.
+fn kept_until_the_thread_ends() {
+    let thread = std::thread::spawn(|| {
+        LAST.with(|_| ());
+        let former = lab::signal_stack();
+        let mut prepared = lab::prepare(lab::isolation());
+        drop(prepared.arm().expect("arm"));
+        KEPT.set(Some(prepared));
+        former
+    });
+    let former = thread.join().expect("join");
+    assert_ne!(former, (0, 0), "the runtime gives its threads a signal stack");
+    assert_eq!(*AT_THE_END.lock().expect("the end"), Some((0, 0)));
+}
+
+/// A page fault while SIGTRAP is blocked is told later: at the latest when isolation is given back, not
+/// when nobody is there any more who knows the signal.
+fn fault_that_waits() {
+    let page = lab::cold_page();
+    let mut prepared = lab::prepare(lab::isolation());
+    let strict = prepared.arm().expect("arm");
+    isoplane_isolation::release();
+    SigSet::all().thread_block().expect("block");
+    lab::store(page);
+    drop(strict);
+    drop(prepared);
+    SigSet::all().thread_unblock().expect("unblock");
+    assert!(lab::reports().is_empty());
 }

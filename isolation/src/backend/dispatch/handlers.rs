@@ -21,6 +21,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
 /// Length of `syscall` and of `int $0x80`, the two instructions that reach dispatch in 64-bit code.
 const INSTRUCTION: u64 = 2;
+/// From here on numbers are of the x32 interface (`__X32_SYSCALL_BIT`).
+const X32: libc::c_long = 0x4000_0000;
 
 /// The action that a signal had before ours, for signals that are not ours. Written under the lock of
 /// `take_signals` while `version` is odd; handlers copy it and look again.
@@ -128,11 +130,11 @@ pub(crate) fn take_signals() -> Result<u64, Errno> {
     Ok(restorer)
 }
 
-/// Lets SIGSYS and SIGTRAP through in every handler of the process that blocks them while it runs: a
+/// Lets SIGSYS and SIGTRAP through in every handler of these signals that blocks them while it runs: a
 /// system call that is trapped while SIGSYS is blocked kills the process, and nobody hears why. Says so.
-pub(crate) fn let_through() {
+pub(crate) fn let_through(signals: impl IntoIterator<Item = libc::c_int>) {
     let ours = 1u64 << (libc::SIGSYS - 1) | 1u64 << (libc::SIGTRAP - 1);
-    for signal in 1..=libc::SIGRTMAX() {
+    for signal in signals {
         let Ok(action) = sys::action_of(signal) else { continue };
         let handled = action.handler != libc::SIG_DFL as u64 && action.handler != libc::SIG_IGN as u64;
         if !handled || action.mask & ours == 0 || matches!(signal, libc::SIGSYS | libc::SIGTRAP) {
@@ -299,6 +301,10 @@ fn count_allowed(thread: &Thread, cause: Cause) {
 }
 
 /// Calls that need the caller's own stack or context, so they cannot be made from a handler.
+///
+/// Memory protection keys are registers that the handler's return restores. Changes of handlers are here for
+/// the next turn, which makes sure that SIGSYS and SIGTRAP still come to us. Calls of the x32 interface have
+/// the same natures under other numbers.
 fn needs_its_own_frame(number: libc::c_long) -> bool {
     matches!(
         number,
@@ -308,13 +314,15 @@ fn needs_its_own_frame(number: libc::c_long) -> bool {
             | libc::SYS_vfork
             | libc::SYS_execve
             | libc::SYS_execveat
+            | libc::SYS_rt_sigaction
             | libc::SYS_rt_sigprocmask
             | libc::SYS_rt_sigsuspend
             | libc::SYS_sigaltstack
             | libc::SYS_restart_syscall
             | libc::SYS_arch_prctl
             | libc::SYS_prctl
-    )
+            | libc::SYS_pkey_alloc
+    ) || number >= X32
 }
 
 extern "C" fn on_sigsys(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
@@ -337,6 +345,10 @@ extern "C" fn on_sigsys(signal: libc::c_int, info: *mut libc::siginfo_t, context
         // The kernel has put the number back into rax; the same instruction is next again.
         registers[libc::REG_RIP as usize] = said.call_address.wrapping_sub(INSTRUCTION) as i64;
     };
+    if thread.state() != State::Armed {
+        // A handler of the program's, between a visit's beginning and its open gate.
+        return rewind(registers);
+    }
     if native && matches!(number, libc::SYS_exit | libc::SYS_exit_group) {
         thread.release();
         return rewind(registers);
@@ -403,12 +415,16 @@ extern "C" fn on_sigtrap(signal: libc::c_int, info: *mut libc::siginfo_t, contex
     }
     count_allowed(thread, Cause::PageFault);
     if thread.state() == State::Armed {
+        // Open where arming or releasing was interrupted just before it said so: not ours to shut then.
+        let was_shut = thread.is_shut();
         thread.open();
         if mode.contains(Mode::ONESHOT) {
             thread.release();
         } else {
             thread.quiesce();
-            thread.shut();
+            if was_shut {
+                thread.shut();
+            }
         }
     }
 }

@@ -32,10 +32,15 @@ pub(crate) fn probe() -> Result<(), Unmet> {
     })
 }
 
-/// Opens the signals again if somebody has blocked them, and takes them back if somebody has installed
+/// SIGSYS and SIGTRAP, as a mask.
+const OURS: u64 = 1 << (libc::SIGSYS - 1) | 1 << (libc::SIGTRAP - 1);
+
+/// Opens the signals again if somebody has blocked them, also in handlers, and takes them back if somebody has installed
 /// handlers of their own for them.
 fn keep_signals(thread: &Thread) -> Result<(), Unmet> {
-    sys::unblock(1 << (libc::SIGSYS - 1) | 1 << (libc::SIGTRAP - 1));
+    sys::unblock(OURS);
+    // The rest is blocked, unless the program has opened it: looked at when the thread arms.
+    handlers::let_through([libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL]);
     if handlers::have_signals() {
         return Ok(());
     }
@@ -89,7 +94,7 @@ impl Engine {
     pub(crate) fn arm(&self, thread: &Thread) -> Result<(), Unmet> {
         let failed = |call| move |errno: Errno| Unmet::Call { call, errno };
         keep_signals(thread)?;
-        handlers::let_through();
+        handlers::let_through(1..=libc::SIGRTMAX());
         if let Some(faults) = &self.faults {
             faults.switch(true).map_err(failed("switch the page-fault event on"))?;
         }
@@ -117,6 +122,8 @@ impl Engine {
 
     /// Gives the thread its former signal stack back.
     pub(crate) fn unprepare(&self) {
+        // A page fault that came while SIGTRAP was blocked waits still, and is nobody's after this.
+        sys::unblock(OURS);
         self.stack.restore();
     }
 }

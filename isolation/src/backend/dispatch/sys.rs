@@ -224,6 +224,7 @@ impl FaultEvent {
 /// A thread's former signal stack, while ours is in its place.
 #[derive(Debug)]
 pub(crate) struct SignalStack {
+    ours: NonNull<c_void>,
     former: libc::stack_t,
 }
 
@@ -234,12 +235,20 @@ impl SignalStack {
         let mut former = libc::stack_t { ss_sp: std::ptr::null_mut(), ss_flags: 0, ss_size: 0 };
         // SAFETY: the memory is the page's and outlives this value's owner, which restores first.
         Errno::result(unsafe { libc::sigaltstack(&raw const ours, &raw mut former) })?;
-        Ok(Self { former })
+        Ok(Self { ours: base, former })
     }
 
-    /// Puts the former one back, for the calling thread.
+    /// Puts the former one back, for the calling thread. Where somebody has changed it since, the former
+    /// one may be gone, and stays so: Rust's runtime unmaps its own when a thread ends, before the last
+    /// thread-locals are dropped.
     pub(crate) fn restore(&self) {
-        // SAFETY: what the kernel gave us as the thread's own stack before; not running on ours.
-        unsafe { libc::sigaltstack(&raw const self.former, std::ptr::null_mut()) };
+        let mut now = libc::stack_t { ss_sp: std::ptr::null_mut(), ss_flags: 0, ss_size: 0 };
+        // SAFETY: the kernel writes one struct, and takes back what it gave us as the thread's own stack
+        // before; not running on ours.
+        unsafe {
+            if libc::sigaltstack(std::ptr::null(), &raw mut now) == 0 && now.ss_sp == self.ours.as_ptr() {
+                libc::sigaltstack(&raw const self.former, std::ptr::null_mut());
+            }
+        }
     }
 }
