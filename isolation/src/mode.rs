@@ -81,7 +81,8 @@ pub enum OnBreach {
     Report,
     /// `Strict::turn` returns it as an error, for a clean end. Isolation stays off.
     Stop,
-    /// The process dies at once (`SIGKILL`), before the forbidden system call has run; the breach is in
+    /// The process dies at once (`SIGKILL`; the first process of a pid namespace, which cannot be killed
+    /// from within, ends with status 137), before the forbidden system call has run; the breach is in
     /// the [`Status`](crate::Status), for whoever shares it.
     Abort,
 }

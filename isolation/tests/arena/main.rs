@@ -22,6 +22,7 @@ fn main() -> ExitCode {
         a_box_that_does_not_fit_ends_the_program_and_is_counted,
         blocks_from_before_and_after_isolation_mix,
         other_threads_free_an_isolated_threads_blocks,
+        a_forked_child_has_the_whole_heap,
         without_an_arena_nothing_changes,
     ])
 }
@@ -182,6 +183,31 @@ fn other_threads_free_an_isolated_threads_blocks() {
     freer.join().unwrap();
     // Twenty times half of it came back for the next time.
     assert!(now().reclaimed >= 19 * 101, "{:?}", now());
+    assert_eq!((now().exhausted, status.snapshot().breaches.total()), (0, 0));
+}
+
+/// A child that an isolated thread may fork is not isolated: what it allocates is not the arena's.
+fn a_forked_child_has_the_whole_heap() {
+    if !common::root("locking memory") {
+        return;
+    }
+    let status = status();
+    let cpu = prepare::cpu::allowed().iter().next().expect("a CPU");
+    // A fork leaves pages to be copied when they are written to, which faults.
+    let mode = Mode::ALLOW_SYSCALLS | Mode::ALLOW_PAGE_FAULTS;
+    let isolation = Isolation::on(cpu).mode(mode).arena(MIB).status(status.clone());
+    let mut prepared = isolation.prepare().expect("prepared");
+    let mut strict = prepared.arm().unwrap();
+    let ended = common::in_child(|| {
+        let mut large: Vec<u8> = Vec::new();
+        large.try_reserve_exact(2 * MIB).expect("not from the arena");
+    });
+    assert_eq!(ended, 0);
+    strict.turn().unwrap();
+    let before = now().allocations;
+    drop(std::hint::black_box(Box::new(1_u64)));
+    assert_eq!(now().allocations, before + 1, "the thread itself is served from it again");
+    strict.disarm();
     assert_eq!((now().exhausted, status.snapshot().breaches.total()), (0, 0));
 }
 

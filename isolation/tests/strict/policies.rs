@@ -5,6 +5,7 @@ use crate::lab::{self, At, assert_enforced, assert_syscall, only_recorded};
 use isoplane_isolation::{
     Backend, Budget, Isolation, Mode, OnBreach, SlowPathError, State, Status, StrictError, Unmet, Weakness,
 };
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,6 +15,7 @@ pub(crate) const CASES: &[Test] = &[
     ("policies::stop", stop),
     ("policies::stop_that_nobody_sees", stop_that_nobody_sees),
     ("policies::abort", abort),
+    ("policies::abort_of_an_init", abort_of_an_init),
     ("policies::budget_refuses", budget_refuses),
     ("policies::visits_are_counted", visits_are_counted),
     ("policies::visits_of_whoever_is_not_isolated", visits_of_whoever_is_not_isolated),
@@ -327,4 +329,22 @@ fn killed_and_followed() {
     let strict = prepared.arm().expect("arm");
     assert_eq!(status.state(), State::Armed);
     drop(strict);
+}
+
+/// The first process of a pid namespace, as the program in a container is, cannot kill itself; it dies all the
+/// same, with the call unmade.
+fn abort_of_an_init() {
+    let status = Status::create("init").expect("status");
+    let isolation = lab::isolation().on_breach(OnBreach::Abort).status(status.clone());
+    if let Err(errno) = unshare(CloneFlags::CLONE_NEWPID) {
+        lab::skip(&format!("no pid namespace may be made here: {errno}"));
+    }
+    let child = lab::child(|| {
+        assert_eq!(std::process::id(), 1);
+        lab::isolated(isolation, |_, _| {
+            lab::getppid();
+        });
+    });
+    assert_eq!(lab::ended(child), WaitStatus::Exited(child, 137));
+    assert_syscall(&only_recorded(&status), libc::SYS_getppid, At::Syscall);
 }

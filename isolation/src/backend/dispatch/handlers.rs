@@ -271,10 +271,12 @@ fn cpu() -> u32 {
 /// Ends the process, the forbidden call unmade.
 fn die() -> ! {
     loop {
-        // SAFETY: kill and getpid take plain numbers.
+        // SAFETY: kill, getpid and exit_group take plain numbers.
         unsafe {
             let pid = sys::raw(libc::SYS_getpid as u64, [0; 6]);
             sys::raw(libc::SYS_kill as u64, [pid, libc::SIGKILL as u64, 0, 0, 0, 0]);
+            // The first process of a container cannot kill itself; it ends as a shell would tell of that.
+            sys::raw(libc::SYS_exit_group as u64, [128 + libc::SIGKILL as u64, 0, 0, 0, 0, 0]);
         }
     }
 }
@@ -365,7 +367,9 @@ extern "C" fn on_sigsys(signal: libc::c_int, info: *mut libc::siginfo_t, context
         return rewind(registers);
     }
     if !native || needs_its_own_frame(number) {
-        // The gate stays open until the next turn shuts it, quiesced.
+        // The gate stays open until the next turn shuts it, quiesced. A forked child, which has no gate,
+        // inherits the wrapped allocator, not the arena.
+        crate::arena::serve(false);
         thread.set_state(State::SlowPath);
         return rewind(registers);
     }
