@@ -28,7 +28,8 @@ pub mod field {
     pub const STATE: usize = 1;
     /// Times armed.
     pub const ARMED: usize = 2;
-    /// System calls outside the slow path.
+    /// System calls outside the slow path that the backend caught: breaches, and those that the mode allows.
+    /// Between a breach and the worker's next look at its isolation nothing is caught.
     pub const SYSCALLS: usize = 3;
     /// Page faults that the backend caught, and those that the kernel counted where it cannot.
     pub const PAGE_FAULTS: usize = 4;

@@ -6,7 +6,8 @@
 //! [`Backend`] at hand cannot catch is an **interruption**: counted by cause from another CPU.
 //!
 //! Useful alone: a program that wants one of its threads to run without the kernel takes this crate and
-//! nothing else. It needs Linux; breaches are caught on x86-64 from Linux 5.13 on, without privileges.
+//! nothing else. It needs Linux; breaches are caught on x86-64 from Linux 5.13 on: forbidden system calls
+//! without privileges, page faults where `kernel.perf_event_paranoid` is at most 2 or with CAP_PERFMON.
 //!
 //! # The whole flow
 //!

@@ -19,7 +19,7 @@ const SOURCES: [&str; 6] = [
 /// What is said by other means, and where.
 const MESSAGES: [(&str, &str); 17] = [
     ("isolation/src/error.rs", "cannot isolate this thread"),
-    ("isolation/src/backend/mod.rs", "this kernel does not have the task-isolation patches"),
+    ("isolation/src/backend/mod.rs", "it needs a kernel with the task-isolation patches"),
     ("isolation/src/backend/mod.rs", "it is written for x86-64; elsewhere there is advisory only"),
     ("isolation/src/backend/mod.rs", "; there are auto, task-isolation, dispatch, advisory"),
     ("isolation/src/backend/dispatch/mod.rs", "this kernel has no syscall user dispatch"),

@@ -28,7 +28,7 @@ pub(crate) struct Isolation {
     /// Page faults that the kernel counted, those of visits too.
     pub(crate) kernel_page_faults: u64,
     pub(crate) slow_path: SlowPath,
-    pub(crate) gap: Gap,
+    pub(crate) lost_time: LostTime,
     pub(crate) arena_allocations: u64,
     pub(crate) arena_exhausted: u64,
     pub(crate) diagnostics: u64,
@@ -65,10 +65,10 @@ pub(crate) struct SlowPath {
 
 /// Time that the worker lost.
 #[derive(Debug, Clone, Default, Serialize)]
-pub(crate) struct Gap {
+pub(crate) struct LostTime {
     /// It wanted to run, and something else ran.
     pub(crate) run_delay_ns: u64,
-    /// The hypervisor had the CPU.
+    /// The hypervisor had the CPU: a gap.
     pub(crate) steal_ns: u64,
     /// Both of them, lost in each second of the interval.
     pub(crate) ns_per_second: f64,
@@ -152,7 +152,7 @@ impl Isolation {
                 longest_ns: known(block.value("slow_path_longest_ns")),
                 mean_ns: known(block.value("slow_path_ns").checked_div(visits).unwrap_or(0)),
             },
-            gap: Gap {
+            lost_time: LostTime {
                 run_delay_ns: block.value("run_delay_ns"),
                 steal_ns: block.value("steal_ns"),
                 ns_per_second: block.rate("run_delay_ns") + block.rate("steal_ns"),
@@ -175,7 +175,7 @@ impl Isolation {
             scaled(self.interruptions.per_second).trim_end().to_owned(),
             grouped(self.slow_path.visits),
             time(self.slow_path.longest_ns),
-            short_time(self.gap.ns_per_second as u64),
+            short_time(self.lost_time.ns_per_second as u64),
         ]
     }
 
@@ -203,11 +203,11 @@ impl Isolation {
                 ),
             ),
             (
-                "gap",
+                "lost time",
                 format!(
                     "run delay {} · steal {}",
-                    short_time(self.gap.run_delay_ns),
-                    short_time(self.gap.steal_ns)
+                    short_time(self.lost_time.run_delay_ns),
+                    short_time(self.lost_time.steal_ns)
                 ),
             ),
         ];
@@ -227,7 +227,7 @@ impl Isolation {
 
 /// Columns about isolation.
 pub(super) const HEADER: [&str; 9] =
-    ["worker", "backend", "state", "breaches", "interrupted", "/s", "visits", "longest", "gap/s"];
+    ["worker", "backend", "state", "breaches", "interrupted", "/s", "visits", "longest", "lost/s"];
 
 /// A row for each worker.
 pub(super) fn rows(view: &super::View) -> Vec<[String; 9]> {
@@ -302,7 +302,7 @@ mod tests {
         assert_eq!(isolation["interruptions"]["by_cause"].as_object().unwrap().len(), Cause::COUNT);
         assert_eq!(isolation["slow_path"]["mean_ns"], 2000);
         assert_eq!(isolation["slow_path"]["longest_ns"], 5000);
-        assert_eq!(isolation["gap"]["ns_per_second"], 6_500_000.0);
+        assert_eq!(isolation["lost_time"]["ns_per_second"], 6_500_000.0);
         for part in [
             "backend dispatch · state armed · armed 3 times",
             "breaches: 3: syscall 2 (1/s) · page_fault 1 (0.50/s)",

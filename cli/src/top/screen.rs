@@ -413,7 +413,7 @@ mod tests {
             "stations",
             "quit",
             "kicker: 1.23 kkicks/s · delay p50 < 16.4 µs · p99 < 262 µs · errors 0",
-            "worker backend  state     breaches interrupted     /s visits longest   gap/s",
+            "worker backend  state     breaches interrupted     /s visits longest  lost/s",
             "bridge dispatch slow path    1,234       1,234 1.23 k  1,234 1.23 µs    0 ns",
         ] {
             assert!(text.contains(part), "{part} is not in:\n{text}");

@@ -74,7 +74,9 @@ impl Backend {
         match self {
             Self::TaskIsolation => Err(Unmet::Backend {
                 backend: self,
-                reason: "this kernel does not have the task-isolation patches".to_owned(),
+                reason:
+                    "it needs a kernel with the task-isolation patches, and this version cannot use one yet"
+                        .to_owned(),
             }),
             Self::Dispatch => probe_dispatch().map(|()| self),
             Self::Advisory => Ok(self),
