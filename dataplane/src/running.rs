@@ -595,7 +595,7 @@ fn thread_main(mut body: Body, control: &Control, index: usize, restart: Restart
             slot.set_state(WorkerState::GivenUp);
             return body;
         };
-        tracing::warn!(worker = body.name, "the app panicked; starting it again in {pause:?}");
+        tracing::warn!(worker = body.name, "the worker failed; starting it again in {pause:?}");
         failures = if start.elapsed() > restart.forgive_after() { 1 } else { failures + 1 };
         let died = Instant::now();
         while let Some(left) = pause.checked_sub(died.elapsed()).filter(|left| !left.is_zero()) {

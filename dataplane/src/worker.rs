@@ -124,7 +124,8 @@ pub(crate) trait Main: Send {
 pub(crate) enum Cut {
     /// It could not be isolated.
     Refused(Refused),
-    /// Its isolation was broken, and the program wants it to stop then. It has drained.
+    /// Its isolation was broken, and the program wants it to stop then or it could not be isolated again. It
+    /// has drained.
     Broken(StrictError),
 }
 
@@ -249,7 +250,8 @@ impl Pace<'_> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
     Stopped,
-    Panicked,
+    /// It panicked, or could not be isolated again.
+    Failed,
     /// It could not be isolated, and will not be next time.
     Refused,
 }
@@ -308,6 +310,12 @@ impl Body {
                 slot.set_state(WorkerState::Dead);
                 (self, End::Refused)
             }
+            // Not what the program wanted: the next incarnation prepares anew, and is refused if it cannot.
+            Ok(Err(Cut::Broken(error @ StrictError::Rearm(_)))) => {
+                slot.say(&error.to_string());
+                slot.set_state(WorkerState::Dead);
+                (self, End::Failed)
+            }
             Ok(ended) => {
                 if let Err(Cut::Broken(error)) = ended {
                     slot.say(&error.to_string());
@@ -325,7 +333,7 @@ impl Body {
                     slot.say_if_silent(&text);
                 }
                 slot.set_state(WorkerState::Dead);
-                (self, End::Panicked)
+                (self, End::Failed)
             }
         }
     }

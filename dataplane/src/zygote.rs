@@ -40,8 +40,8 @@ pub(crate) const GIVEN_UP: u32 = 3;
 pub(crate) const STOPPED: u32 = 4;
 pub(crate) const FORK_FAILED: u32 = 5;
 
-/// Exit code of a worker whose app panicked.
-const PANICKED: i32 = 101;
+/// Exit code of a worker whose app panicked, or that could not be isolated again after a breach.
+const FAILED: i32 = 101;
 /// Exit code of a worker that could not be isolated: it would fare no better next time.
 const REFUSED: i32 = 103;
 /// Exit code of a worker whose parent was gone before it could ask to die with it.
@@ -79,7 +79,7 @@ pub(crate) fn launch(bodies: &mut [Body], control: &Control, restart: Restart) -
 
 /// A panic must not unwind into the program's own code, of which this process has a copy.
 fn contained(main: impl FnOnce() -> i32) -> i32 {
-    catch_unwind(AssertUnwindSafe(main)).unwrap_or(PANICKED)
+    catch_unwind(AssertUnwindSafe(main)).unwrap_or(FAILED)
 }
 
 /// Ends this process without running what the program registered for its own end.
@@ -250,7 +250,7 @@ impl Zygote<'_> {
         std::mem::forget(body);
         match end {
             End::Stopped => 0,
-            End::Panicked => PANICKED,
+            End::Failed => FAILED,
             End::Refused => REFUSED,
         }
     }

@@ -13,6 +13,7 @@ use isoplane::{
     App, Dataplane, Idle, LaunchError, Placement, PortId, Restart, Running, StopReport, Turn, Worker,
     WorkerIsolation, WorkerState,
 };
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::sync::Arc;
@@ -75,6 +76,10 @@ struct Plane {
 
 impl Plane {
     fn new(isolation: WorkerIsolation, deed: Deed) -> Self {
+        Self::with(isolation, deed, |worker| worker)
+    }
+
+    fn with(isolation: WorkerIsolation, deed: Deed, also: impl FnOnce(Worker) -> Worker) -> Self {
         let pool = pool("scenario", 4096);
         let (a, left) = Peer::new(&pool, "left");
         let (b, right) = Peer::new(&pool, "right");
@@ -82,7 +87,7 @@ impl Plane {
         let (a, b) = (plane.port(a), plane.port(b));
         plane.isolation(isolation);
         let worker = Worker::new("w0").idle(Idle::Spin).queue(a, 0).queue(b, 0);
-        plane.worker(worker, move |_| Mischief { deed, page: Page::untouched() });
+        plane.worker(also(worker), move |_| Mischief { deed, page: Page::untouched() });
         let running = plane.launch().expect("launch");
         Self { pool, running, left, right }
     }
@@ -210,6 +215,32 @@ pub(crate) fn breach_aborts() {
     assert_eq!((now.armed, now.breaches.total(), now.state), (2, 1, State::Armed));
     let report = plane.end();
     assert_eq!(report.workers[0].state, WorkerState::Stopped, "{report:?}");
+}
+
+/// It lets itself run anywhere, so it cannot be isolated again as it is: a new one can.
+pub(crate) fn breach_that_cannot_be_mended() {
+    let allowed = sched_getaffinity(Pid::from_raw(0)).expect("affinity");
+    let cpus: Vec<_> = (0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false)).collect();
+    let [.., _, last] = cpus[..] else {
+        return eprintln!("skipped: there is one CPU only, so a worker cannot leave its own");
+    };
+    let leave = |_: &Turn<'_>, _: Page| {
+        let mut all = CpuSet::new();
+        (0..CpuSet::count()).for_each(|cpu| all.set(cpu).expect("it counts that far"));
+        sched_setaffinity(Pid::from_raw(0), &all).expect("the call runs");
+    };
+    let mut plane = Plane::with(WorkerIsolation::default(), leave, |worker| worker.cpu(last));
+    plane.trigger();
+    wait_for("the worker to be started again", || {
+        plane.running.restarts(0) == Some(1) && plane.running.state(0) == Some(WorkerState::Running)
+    });
+    pass(&mut plane.left, &mut plane.right, 500);
+    let now = plane.snapshot();
+    assert_eq!((now.armed, now.breaches.total(), now.state), (2, 1, State::Armed));
+    let report = plane.end();
+    assert_eq!(report.workers[0].state, WorkerState::Stopped, "{report:?}");
+    let words = report.workers[0].last_words.clone().unwrap_or_default();
+    assert!(words.contains("after a breach: cannot isolate this thread"), "{words:?}");
 }
 
 /// One log line in the loop, by the route that the scenario is about.

@@ -51,6 +51,7 @@ fn main() {
         ("breach-allocation", isolation::breach_allocation),
         ("breach-stops", isolation::breach_stops),
         ("breach-aborts", isolation::breach_aborts),
+        ("breach-that-cannot-be-mended", isolation::breach_that_cannot_be_mended),
         ("killed-at-its-breach", isolation::killed_at_its_breach),
         ("logs-by-the-ring", isolation::logs_by_the_ring),
         ("logs-by-the-slow-path", isolation::logs_by_the_slow_path),

@@ -54,6 +54,11 @@ fn a_worker_that_shall_die_at_its_breach_makes_no_call_and_is_started_again() {
 }
 
 #[test]
+fn a_worker_that_cannot_be_isolated_again_is_started_again() {
+    only(&scenario("breach-that-cannot-be-mended").1, "isolation was broken");
+}
+
+#[test]
 fn a_breach_that_its_worker_could_not_report_is_reported_all_the_same() {
     // The call that ends the worker is a breach in itself, but isolation is off by then.
     only(&scenario("killed-at-its-breach").1, "isolation was broken");
