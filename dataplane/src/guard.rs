@@ -28,7 +28,8 @@ pub struct WorkerIsolation {
     pub insist: bool,
     /// How workers are scheduled.
     pub scheduling: Scheduling,
-    /// Who workers are, once they have what they need privileges for. For worker processes only.
+    /// Who workers are, once they have what they need privileges for. For worker processes only. A worker
+    /// keeps the descriptors that the program had open when it was launched, those of other workers too.
     pub privileges: Privileges,
     /// Bytes of stack that are pre-faulted.
     pub stack: usize,
