@@ -204,7 +204,7 @@ pub struct Snapshot {
     pub samples: u64,
     /// Allocations served from the arena.
     pub allocations: u64,
-    /// Bytes of the arena in use.
+    /// Bytes of the arena in use, as of the last allocation or visit.
     pub arena_in_use: u64,
     /// Allocations that did not fit the arena, and failed.
     pub arena_exhausted: u64,

@@ -55,7 +55,7 @@ thread_local! {
     static MINE: Cell<*const Arena> = const { Cell::new(null()) };
     /// The same while allocations come from it.
     static SERVING: Cell<*const Arena> = const { Cell::new(null()) };
-    /// Where failures are to be seen at once.
+    /// Where allocations and failures are to be seen at once.
     static STATUS: Cell<*const Words> = const { Cell::new(null()) };
 }
 
@@ -283,7 +283,7 @@ pub(crate) fn publish(words: &Words) {
     }
 }
 
-/// Says where failures are to be seen at once, since a program may end by them; `None` is nowhere. Lasts
+/// Says where allocations and failures are to be seen at once, since a program may end by them; `None` is nowhere. Lasts
 /// until it is said again, in this thread.
 ///
 /// # Safety
@@ -317,14 +317,12 @@ fn serving() -> Option<&'static Arena> {
     unsafe { SERVING.get().as_ref() }
 }
 
-/// A block of the calling thread's arena; a failure is counted, recorded and published.
+/// A block of the calling thread's arena; it is counted, and a failure recorded.
 #[inline]
 fn allocate(arena: &Arena, layout: Layout) -> Option<NonNull<u8>> {
     let mut local = arena.enter()?;
     let block = local.allocate(layout, arena);
-    if block.is_none() {
-        failed(&mut local);
-    }
+    tell_at_once(&mut local);
     block
 }
 
@@ -339,14 +337,16 @@ unsafe fn reallocate(
     let mut local = arena.enter()?;
     // SAFETY: the caller's promises, which are the same.
     let moved = unsafe { local.reallocate(block, layout, size, arena, record) };
-    if moved.is_none() && record {
-        failed(&mut local);
+    if moved.is_some() || record {
+        tell_at_once(&mut local);
     }
     moved
 }
 
-#[cold]
-fn failed(local: &mut local::Local) {
+/// A worker may never visit the kernel, and a program may end by a failure, so neither is waited for. A few
+/// plain stores.
+#[inline]
+fn tell_at_once(local: &mut local::Local) {
     // SAFETY: `set_status` has the promise that they are mapped.
     if let Some(words) = unsafe { STATUS.get().as_ref() } {
         tell(local, words);
