@@ -7,12 +7,13 @@
 //! | [`link`] | an interface in a namespace: addresses, MTU, state, counters, offloads, its XDP program |
 //! | [`traffic`] | ICMP, UDP and TCP from one kernel to another, sent and verified by us |
 //! | [`packet`] | raw Ethernet frames in and out of an interface (`AF_PACKET`) |
+//! | [`witness`] | what others see of a thread: system calls and page faults, by tracers outside |
 //!
 //! Nothing here has a name outside the process: no file under `/run/netns`, no interface in the
 //! namespace that the program was started in. When the last descriptor of a namespace closes, also by
 //! `kill -9`, the kernel deletes it with all its interfaces.
 //!
-//! All of it works in a program with one thread (nothing starts threads unless its name says so) and
+//! All of it works in a program with one thread (nothing but traffic leaves a thread behind) and
 //! from any thread of a program with many; traffic runs in threads of its own.
 #![deny(missing_docs, unsafe_code)]
 
@@ -24,6 +25,7 @@ pub mod packet;
 mod sys;
 pub mod traffic;
 pub mod veth;
+pub mod witness;
 
 pub use error::LabError;
 pub use link::{Link, LinkStatus, Offloads};
@@ -31,3 +33,4 @@ pub use namespace::{Entered, Namespace};
 pub use packet::PacketSocket;
 pub use traffic::{Endpoint, Flow, FlowReport, Traffic};
 pub use veth::VethEnd;
+pub use witness::{Counter, Seen, Strace, WitnessError, Witnesses};

@@ -11,6 +11,7 @@ mod rehearsal;
 #[path = "../sealed/seal.rs"]
 mod seal;
 mod sharing;
+mod strict;
 
 #[global_allocator]
 static ALLOCATOR: seal::Counting = seal::Counting;
@@ -65,6 +66,12 @@ fn main() {
         ("rehearsed-bridge-starts-as-new", rehearsal::bridge_starts_as_new),
         ("rehearsal-only-on-request", rehearsal::only_on_request),
         ("rehearsed-first-packets-do-not-fault", rehearsal::first_packets_do_not_fault),
+        ("witnesses-see", strict::witnesses_see),
+        ("unmaps-beside-a-process", strict::unmaps_beside_a_process),
+        ("unmaps-beside-a-thread", strict::unmaps_beside_a_thread),
+        ("senders-of-unmaps", strict::senders_of_unmaps),
+        ("bridge-without-privileges", strict::bridge_without_privileges),
+        ("arena-without-its-allocator", strict::arena_without_its_allocator),
         ("launch-refusals", launching::refusals),
         ("launch-app-that-panics-at-once", launching::app_that_panics_at_once),
     ];

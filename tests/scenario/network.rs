@@ -24,14 +24,14 @@ const LEFT: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 const RIGHT: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
 
 /// Two hosts and the namespace between them.
-struct Hosts {
+pub(crate) struct Hosts {
     left: Namespace,
     right: Namespace,
-    middle: Namespace,
+    pub(crate) middle: Namespace,
 }
 
 impl Hosts {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with_queues(1)
     }
 
@@ -72,7 +72,7 @@ impl Hosts {
 
     /// Exchanges for at least that long, and until each flow has been answered: on a busy machine a
     /// generator may not run for a while.
-    fn converse(&self, time: Duration) -> Vec<FlowReport> {
+    pub(crate) fn converse(&self, time: Duration) -> Vec<FlowReport> {
         let traffic = self.start();
         std::thread::sleep(time);
         wait_for("each flow to be answered", || {
@@ -91,7 +91,7 @@ impl Hosts {
     }
 }
 
-fn assert_nothing_lost(reports: &[FlowReport]) {
+pub(crate) fn assert_nothing_lost(reports: &[FlowReport]) {
     for report in reports {
         let counts = report.counts;
         assert!(counts.verified > 0, "{report:?}");
@@ -99,10 +99,10 @@ fn assert_nothing_lost(reports: &[FlowReport]) {
     }
 }
 
-struct Plane {
-    pool: Arc<Pool>,
-    running: Running,
-    ports: [PortRef; 2],
+pub(crate) struct Plane {
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) running: Running,
+    pub(crate) ports: [PortRef; 2],
 }
 
 fn bridge(hosts: &Hosts, kicks: Kicks) -> Plane {
@@ -125,7 +125,7 @@ fn bridge(hosts: &Hosts, kicks: Kicks) -> Plane {
 
 impl Plane {
     /// Stops, and every frame is back.
-    fn end(self) {
+    pub(crate) fn end(self) {
         let report = self.running.stop();
         assert!(report.is_clean(), "{report:?}");
         assert_eq!(self.pool.in_depot(), self.pool.chunks(), "{report:?} {:?}", self.pool.census());

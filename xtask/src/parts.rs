@@ -32,8 +32,9 @@ impl Part {
     pub(crate) const fn packages(self) -> &'static [&'static str] {
         match self {
             Self::Instructions => &["valgrind"],
-            // An independent view of what the lab has made.
-            Self::Workspace => &["iproute2"],
+            // Independent views: of what the lab has made, of what a worker does.
+            Self::Workspace => &["iproute2", "strace"],
+            Self::Namespaces => &["strace"],
             _ => &[],
         }
     }
