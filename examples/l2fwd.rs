@@ -4,6 +4,7 @@
 
 use isoplane::blocks::bridge::{Bridge, BridgeConfig};
 use isoplane::drivers::xdp::{XdpConfig, XdpPort};
+use isoplane::isolation::prepare::cpu;
 use isoplane::memory::{Pool, PoolConfig};
 use isoplane::{Dataplane, Worker};
 use std::error::Error;
@@ -31,6 +32,12 @@ fn run() -> Result<(), Box<dyn Error>> {
     let pool = Pool::create(&PoolConfig::new("l2fwd", frames + 2048))?;
     let mut plane = Dataplane::builder("l2fwd");
     let mut worker = Worker::new("bridge").frames(2048).counters(&Bridge::FIELDS);
+    // The last CPU that we may use is the worker's, unless it is the only one. `isoplane doctor` says what
+    // makes it quiet.
+    let cpus: Vec<_> = cpu::allowed().iter().collect();
+    if let [_, .., last] = cpus[..] {
+        worker = worker.cpu(last.0);
+    }
     for interface in &interfaces {
         let port = plane.port(XdpPort::open(&pool, &XdpConfig::new(interface))?);
         worker = worker.queue(port, 0);
