@@ -10,7 +10,7 @@ use crate::control::Control;
 use crate::watcher::lock;
 use crate::worker::Time;
 use isoplane_isolation::observer::{Event, Finding, Observer, SenderTally, Senders, Watched};
-use isoplane_isolation::{Cause, Status};
+use isoplane_isolation::{Cause, State, Status};
 use isoplane_memory::stats::{Block, Field};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{LazyLock, Mutex};
@@ -125,6 +125,8 @@ pub(crate) fn run(
         for (worker, slot) in workers.iter().zip(control.slots()) {
             publish(worker, time);
             if slot.state().is_final() || last {
+                // One that was killed could not say that it is not isolated any more.
+                worker.block.set(field::STATE, State::Off as u64);
                 report_left_over(worker);
             }
         }

@@ -17,7 +17,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, getpid, getppid};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
@@ -71,7 +71,8 @@ pub(crate) fn launch(bodies: &mut [Body], control: &Control, restart: Restart) -
             if !die_with(program) {
                 exit_now(ORPHANED);
             }
-            let zygote = Zygote { bodies, control, restart, events: theirs, children: Vec::new() };
+            let zygote =
+                Zygote { bodies, control, restart, events: theirs, signals: -1, children: Vec::new() };
             exit_now(contained(|| zygote.run()))
         }
     }
@@ -114,6 +115,8 @@ struct Zygote<'a> {
     control: &'a Control,
     restart: Restart,
     events: OwnedFd,
+    /// The descriptor by which it hears of dead workers; -1 before it has one.
+    signals: RawFd,
     children: Vec<Child>,
 }
 
@@ -133,6 +136,7 @@ impl Zygote<'_> {
         else {
             return 1;
         };
+        self.signals = signals.as_raw_fd();
         let now = Instant::now();
         self.children = (0..self.bodies.len())
             .map(|worker| Child { worker, pid: None, since: now, failures: 0, start_at: Some(now) })
@@ -226,8 +230,10 @@ impl Zygote<'_> {
         if !die_with(zygote) {
             return ORPHANED;
         }
-        // The supervisor's descriptor; the worker has no business with it.
+        // The supervisor's and the zygote's descriptors; the worker has no business with them. What else
+        // is open is the program's: its subscriber and its closures may write there.
         let _ = nix::unistd::close(self.events.as_raw_fd());
+        let _ = nix::unistd::close(self.signals);
         let control = self.control.clone();
         let slot = control.slot(worker);
         slot.set_pid(getpid().as_raw() as u32);

@@ -74,11 +74,13 @@ impl Default for Quiesce {
 
 /// What a program wants done about a breach. In each case isolation is off from the breach on, and a
 /// forbidden system call runs, once, after that.
+// Zero is what a thread's page reads as in a forked child, so it has to be one of these.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[repr(u8)]
 pub enum OnBreach {
     /// Report it through the slow path, once, arm again and go on.
     #[default]
-    Report,
+    Report = 0,
     /// `Strict::turn` returns it as an error, for a clean end. Isolation stays off.
     Stop,
     /// The process dies at once (`SIGKILL`; the first process of a pid namespace, which cannot be killed

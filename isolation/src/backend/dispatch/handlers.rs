@@ -260,11 +260,18 @@ fn mask_of(context: *mut libc::c_void) -> u64 {
     unsafe { (&raw const (*context.cast::<libc::ucontext_t>()).uc_sigmask).cast::<u64>().read() }
 }
 
-fn cpu() -> u32 {
+/// The CPU that this thread is on, without asking the kernel; where the CPU cannot say, the one that the
+/// thread was armed on.
+fn cpu(thread: &Thread) -> u32 {
+    use std::arch::x86_64::{__cpuid, __rdtscp};
+    // CPUID 0x80000001 EDX bit 27: rdtscp. Only breaches come here, so asking anew each time is fine.
+    if __cpuid(0x8000_0000).eax < 0x8000_0001 || __cpuid(0x8000_0001).edx & (1 << 27) == 0 {
+        return thread.words().map_or(u32::MAX, |words| words.cpu.load(Ordering::Relaxed));
+    }
     let mut aux = 0;
-    // SAFETY: rdtscp exists on every x86-64 CPU that Linux runs user dispatch on in practice; Linux
-    // keeps the CPU's number in the low 12 bits of TSC_AUX (arch/x86/include/asm/segment.h).
-    unsafe { std::arch::x86_64::__rdtscp(&raw mut aux) };
+    // SAFETY: the CPU has the instruction; Linux keeps the CPU's number in the low 12 bits of TSC_AUX
+    // (arch/x86/include/asm/segment.h).
+    unsafe { __rdtscp(&raw mut aux) };
     aux & 0xfff
 }
 
@@ -288,7 +295,7 @@ fn breach(thread: &Thread, cause: Cause, detail: Detail) {
     crate::arena::serve(false);
     if let Some(words) = thread.words() {
         let tsc = isoplane_memory::Clock::ticks();
-        words.record(&Breach { cause, detail, cpu: cpu(), tsc, in_slow_path });
+        words.record(&Breach { cause, detail, cpu: cpu(thread), tsc, in_slow_path });
     }
     thread.set_state(State::Broken);
     if thread.on_breach() == OnBreach::Abort {

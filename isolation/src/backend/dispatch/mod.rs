@@ -96,7 +96,10 @@ impl Engine {
         keep_signals(thread)?;
         handlers::let_through(1..=libc::SIGRTMAX());
         if let Some(faults) = &self.faults {
-            faults.switch(true).map_err(failed("switch the page-fault event on"))?;
+            // Off first: many faults in one tick throttle an event until the next one (Linux
+            // kernel/events/core.c, `max_samples_per_tick`), and being switched on anew ends that.
+            let result = faults.switch(false).and_then(|()| faults.switch(true));
+            result.map_err(failed("switch the page-fault event on"))?;
         }
         sys::dispatch_on(&thread.selector, thread.restorer.get())
             .map_err(failed("prctl(PR_SET_SYSCALL_USER_DISPATCH)"))
