@@ -450,7 +450,7 @@ fn what_cannot_work_is_refused_before_anything_is_measured() {
         let said = text(&output.stderr);
         assert!(said.contains(&format!("CPU {number} is not ours")) && said.contains(&other), "{said}");
     } else {
-        eprintln!("skipped: with isolated CPUs, one that is not ours may still be asked for");
+        eprintln!("not here: with isolated CPUs, one that is not ours may still be asked for");
     }
     for (args, reason) in [
         (vec!["--seconds", "0", "--cpu", "0"], "from 1 to 86400"),

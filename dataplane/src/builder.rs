@@ -404,6 +404,12 @@ impl Builder {
                     queues: count,
                 })?);
             }
+            // By the port's place here and the queue there: what this worker keeps.
+            let own: Vec<(usize, Option<u16>)> = worker.queues.iter().map(|(p, q)| (p.0, Some(*q))).collect();
+            let others = self.ports.iter().enumerate().flat_map(|(at, port)| {
+                port.descriptors().into_iter().map(move |(queue, fd)| ((at, queue), fd))
+            });
+            let not_its_own = others.filter(|(place, _)| !own.contains(place)).map(|(_, fd)| fd).collect();
             let status = Status::create(&format!("{}.{}", self.name, worker.name))?;
             let mut recorder = None;
             if let Some(isolation) = &self.isolation {
@@ -424,6 +430,7 @@ impl Builder {
                 time,
                 isolation: self.isolation.clone(),
                 recorder,
+                not_its_own,
                 status,
                 main,
             });

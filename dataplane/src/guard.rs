@@ -29,7 +29,7 @@ pub struct WorkerIsolation {
     /// How workers are scheduled.
     pub scheduling: Scheduling,
     /// Who workers are, once they have what they need privileges for. For worker processes only. A worker
-    /// keeps the descriptors that the program had open when it was launched, those of other workers too.
+    /// keeps the descriptors of its own queues, and those that the program itself had open at the launch.
     pub privileges: Privileges,
     /// Bytes of stack that are pre-faulted.
     pub stack: usize,

@@ -19,7 +19,7 @@ use std::time::Duration;
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Words of a worker's "isolation" block: these, then `breach_CAUSE` and `interruption_CAUSE` for each
-/// [`Cause`] in the order of their numbers.
+/// [`Cause`] in the order of their numbers, then the histogram of visits.
 pub mod field {
     use super::{Cause, Field, LazyLock};
     /// [`Backend::number`](isoplane_isolation::Backend::number); 0 for a worker that is not isolated.
@@ -59,6 +59,8 @@ pub mod field {
     pub const BREACHES: usize = 16;
     /// First of the interruptions by cause.
     pub const INTERRUPTIONS: usize = BREACHES + Cause::COUNT;
+    /// Histogram of the lengths of visits, after those.
+    pub const VISIT_LENGTHS: usize = INTERRUPTIONS + Cause::COUNT;
 
     /// The fields, in order.
     #[must_use]
@@ -87,6 +89,7 @@ pub mod field {
                 let name = |cause: Cause| &*String::leak(format!("{prefix}_{}", cause.name()));
                 fields.extend(Cause::ALL.map(|cause| Field::counter(name(cause))));
             }
+            fields.push(Field::histogram("slow_path_visit_ns"));
             fields
         });
         &FIELDS
@@ -190,6 +193,17 @@ fn publish(worker: &Worker, time: Time) {
     block.set(field::ARENA_EXHAUSTED, now.arena_exhausted);
     block.set(field::RECORDS, now.records);
     block.set(field::RECORDS_LOST, now.records_lost);
+    // A block counts visits by powers of two of ticks; in nanoseconds a bucket is one such power, too.
+    let mut lengths = [0u64; 64];
+    if let Time::Tsc(clock) = time {
+        for (bucket, visits) in now.visit_histogram.into_iter().enumerate() {
+            let at = clock.to_nanos(1 << bucket).max(1).ilog2() as usize;
+            lengths[at] = lengths[at].wrapping_add(visits);
+        }
+    }
+    for (bucket, visits) in lengths.into_iter().enumerate() {
+        block.set(field::VISIT_LENGTHS + bucket, visits);
+    }
     for (cause, n) in now.breaches.iter() {
         block.set(field::BREACHES + usize::from(cause.number()), n);
     }

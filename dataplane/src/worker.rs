@@ -13,6 +13,7 @@ use isoplane_isolation::diagnostics::Recorder;
 use isoplane_isolation::{Prepared, Refused, Status, StrictError};
 use isoplane_memory::stats::Segment;
 use isoplane_memory::{Clock, FrameCache, Pool, Survey};
+use std::os::fd::RawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -104,6 +105,8 @@ pub(crate) struct Body {
     pub(crate) time: Time,
     pub(crate) isolation: Option<WorkerIsolation>,
     pub(crate) recorder: Option<Recorder>,
+    /// Descriptors of ports and of other workers' queues, which a process of its own has no use for.
+    pub(crate) not_its_own: Vec<RawFd>,
     pub(crate) status: Status,
     pub(crate) main: Box<dyn Main>,
 }

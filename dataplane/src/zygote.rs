@@ -230,10 +230,12 @@ impl Zygote<'_> {
         if !die_with(zygote) {
             return ORPHANED;
         }
-        // The supervisor's and the zygote's descriptors; the worker has no business with them. What else
-        // is open is the program's: its subscriber and its closures may write there.
-        let _ = nix::unistd::close(self.events.as_raw_fd());
-        let _ = nix::unistd::close(self.signals);
+        // The supervisor's descriptors, the zygote's, and those of other workers: this one has no business
+        // with them. What else is open is the program's own: its subscriber and its closures may write
+        // there. Nothing is dropped in this process, so nobody closes them twice.
+        for fd in [self.events.as_raw_fd(), self.signals].iter().chain(&self.bodies[worker].not_its_own) {
+            let _ = nix::unistd::close(*fd);
+        }
         let control = self.control.clone();
         let slot = control.slot(worker);
         slot.set_pid(getpid().as_raw() as u32);

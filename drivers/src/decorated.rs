@@ -19,6 +19,7 @@
 use crate::port::{Capabilities, KickTarget, LinkState, Port, PortStatistics};
 use crate::queue::Queue;
 use isoplane_memory::Pool;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 
 type Wrap = dyn FnMut(u16, Queue) -> Queue + Send;
@@ -66,6 +67,9 @@ impl Port for Decorated {
     }
     fn pool(&self) -> &Arc<Pool> {
         self.inner.pool()
+    }
+    fn descriptors(&self) -> Vec<(Option<u16>, RawFd)> {
+        self.inner.descriptors()
     }
     fn queues(&self) -> u16 {
         self.inner.queues()

@@ -7,6 +7,7 @@
 
 use crate::queue::Queue;
 use isoplane_memory::{Batch, FrameCache, Kernel, Pool, Survey};
+use std::os::fd::RawFd;
 use std::sync::Arc;
 
 bitflags::bitflags! {
@@ -111,6 +112,11 @@ pub trait Port: Send {
     fn kick_target(&self, index: u16) -> Option<Box<dyn KickTarget>> {
         let _ = index;
         None
+    }
+    /// File descriptors that the port holds, each with the queue that it serves, or `None` for the port as
+    /// a whole. A worker process, which inherits them all, closes those that are not of its own queues.
+    fn descriptors(&self) -> Vec<(Option<u16>, RawFd)> {
+        Vec::new()
     }
 }
 

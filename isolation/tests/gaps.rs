@@ -180,7 +180,7 @@ fn the_threshold_follows_the_clock() {
     let clock = Script::new(0, &[(5, 70), (6, 90), (100, 1 << 30)]);
     assert_eq!(calibrate(|| clock.read()), STEP, "the median, whatever a few steps were");
     let Ok(clock) = Clock::tsc() else {
-        eprintln!("skipped: this machine's kernel does not keep time by the TSC");
+        eprintln!("not here: this machine's kernel does not keep time by the TSC");
         return;
     };
     let floor = clock.to_ticks(std::time::Duration::from_nanos(200));

@@ -300,6 +300,9 @@ pub(crate) fn slow_path_budget() {
     assert_eq!((now.slow_path_visits, now.slow_path_refused), (1, 1));
     assert_eq!(now.visit_histogram.iter().sum::<u64>(), 1);
     plane.published("slow_path_refused", 1);
+    let rows = plane.running.statistics().rows();
+    let lengths = rows.iter().find(|row| row.name == "slow_path_visit_ns").expect("the histogram");
+    assert_eq!(lengths.values.iter().sum::<u64>(), 1, "visits by length");
     assert!(plane.end().is_clean());
 }
 

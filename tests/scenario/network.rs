@@ -281,6 +281,14 @@ pub(crate) fn two_workers_on_two_queues() {
         plane.worker(worker, |_| CrossConnect);
     }
     let running = plane.launch().expect("launch");
+    for worker in 0..2 {
+        let pid = running.worker_pid(worker).expect("a process");
+        let links = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("its descriptors").flatten();
+        let links: Vec<_> = links.filter_map(|entry| std::fs::read_link(entry.path()).ok()).collect();
+        let count = |kind: &str| links.iter().filter(|link| link.to_string_lossy().contains(kind)).count();
+        // Its own two sockets, and nothing of the ports or of the other worker.
+        assert_eq!((count("bpf"), count("signalfd"), count("socket:")), (0, 0, 2), "{links:?}");
+    }
     // The kernel chooses a queue by the flow's hash: different ports, until both have been used.
     let used = |name: &str| {
         let rows = running.statistics().rows();

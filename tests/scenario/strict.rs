@@ -273,7 +273,7 @@ pub(crate) fn unmaps_beside_a_thread() {
         let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let without_ipi = ["invlpgb", "hypervisor"].iter().find(|flag| info.contains(**flag));
         let flag = without_ipi.expect("no TLB interrupt although this CPU has no other way to flush");
-        eprintln!("skipped: TLBs are flushed without interrupts here (CPU flag {flag})");
+        eprintln!("not here: TLBs are flushed without interrupts here (CPU flag {flag})");
     }
 }
 
@@ -289,7 +289,7 @@ pub(crate) fn senders_of_unmaps() {
     unmappers.wait(UNMAPS);
     unmappers.stop();
     if flushes.count().expect("a count") == 0 {
-        eprintln!("skipped: no TLB interrupt is sent here, so nobody is to be named");
+        eprintln!("not here: no TLB interrupt is sent here, so nobody is to be named");
         return;
     }
     let named = || {

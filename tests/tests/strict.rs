@@ -7,7 +7,9 @@ fn run(program: &str, name: &str) -> String {
     let output = Command::new(program).arg(name).env("NO_COLOR", "1").output().expect("run the scenario");
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "scenario {name}: {}\n{text}", output.status);
-    for line in text.lines().filter(|line| line.starts_with("skipped: ")) {
+    for line in
+        text.lines().filter(|line| ["skipped: ", "not here: "].iter().any(|why| line.starts_with(why)))
+    {
         eprintln!("{line}");
     }
     text

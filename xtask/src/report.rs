@@ -1,7 +1,9 @@
 //! Reads the output of Rust's test harness: counts, and tests that say they could not run.
 //!
 //! Contract: what is not understood is passed on and never counted. A test that cannot run on a
-//! machine prints a line `skipped: REASON` and returns; the harness calls that "ok", we do not.
+//! machine prints a line `skipped: REASON` and returns; the harness calls that "ok", we do not. One that
+//! finds nothing here that it could be about (the CPU or the kernel has no such thing) prints
+//! `not here: REASON`; that is listed, counts as no pass, and is no failure.
 
 /// What the output said.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -10,6 +12,8 @@ pub(crate) struct Tally {
     pub(crate) failed: u64,
     /// Reasons of what did not run and should have.
     pub(crate) skipped: Vec<String>,
+    /// Reasons of what there is nothing to run on here.
+    pub(crate) not_here: Vec<String>,
 }
 
 impl Tally {
@@ -17,6 +21,7 @@ impl Tally {
         self.passed += other.passed;
         self.failed += other.failed;
         self.skipped.extend(other.skipped.iter().cloned());
+        self.not_here.extend(other.not_here.iter().cloned());
     }
 }
 
@@ -36,6 +41,11 @@ impl Reader {
         let text = line.trim();
         if let Some(reason) = text.strip_prefix("skipped: ") {
             self.tally.skipped.push(reason.to_owned());
+            self.said_skipped += 1;
+            return true;
+        }
+        if let Some(reason) = text.strip_prefix("not here: ") {
+            self.tally.not_here.push(reason.to_owned());
             self.said_skipped += 1;
             return true;
         }
@@ -86,7 +96,7 @@ mod tests {
             "test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.10s\n\
              test result: FAILED. 10 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out",
         );
-        assert_eq!(tally, Tally { passed: 13, failed: 2, skipped: vec![] });
+        assert_eq!(tally, Tally { passed: 13, failed: 2, skipped: vec![], not_here: vec![] });
     }
 
     #[test]
@@ -95,7 +105,10 @@ mod tests {
             "test wire ... ok\n\nsuccesses:\n\n---- wire stdout ----\nchatter\nskipped: no veth here\n\n\
              successes:\n    wire\n\ntest result: ok. 2 passed; 0 failed; 0 ignored; 0 measured",
         );
-        assert_eq!(tally, Tally { passed: 1, failed: 0, skipped: vec!["no veth here".into()] });
+        assert_eq!(
+            tally,
+            Tally { passed: 1, failed: 0, skipped: vec!["no veth here".into()], not_here: vec![] }
+        );
         assert!(!shown.contains(&"chatter"), "the output of passing tests is not shown");
         assert!(shown.contains(&"skipped: no veth here"));
     }

@@ -70,7 +70,7 @@ fn one(part: Part, without_root: bool) -> Row {
         }
     };
     if !part.counts() {
-        tally = Tally { passed: u64::from(success), failed: u64::from(!success), skipped: vec![] };
+        tally = Tally { passed: u64::from(success), failed: u64::from(!success), ..Tally::default() };
     } else if !success && tally.failed == 0 {
         // It did not build, or a test binary was killed before it could count.
         tally.failed = 1;
@@ -159,6 +159,9 @@ fn summary(rows: &[Row]) -> bool {
     for row in rows {
         for reason in &row.tally.skipped {
             println!("skipped in {}: {reason}", row.part.name());
+        }
+        for reason in &row.tally.not_here {
+            println!("nothing to test here in {}: {reason}", row.part.name());
         }
     }
     print!("\n{} passed, {} failed", total.passed, total.failed);

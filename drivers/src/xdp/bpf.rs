@@ -9,7 +9,7 @@ use super::layout::{Insn, LinkCreate, MapCreate, MapElem, ObjInfo, ProgLoad, Tes
 use super::sys;
 use bytemuck::Zeroable;
 use nix::errno::Errno;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 const LOG_BYTES: usize = 1 << 18;
 /// What an error shows of the verifier's log: its end, where the reason is.
@@ -151,14 +151,14 @@ impl Program {
             },
         };
         // SAFETY: the command takes no addresses and makes a descriptor.
-        unsafe { sys::bpf_fd(bpf::LINK_CREATE, &mut attributes) }.map(|link| Link { _fd: link, how })
+        unsafe { sys::bpf_fd(bpf::LINK_CREATE, &mut attributes) }.map(|link| Link { fd: link, how })
     }
 }
 
 /// An attachment; ends when it is dropped in every process that has it.
 #[derive(Debug)]
 pub(super) struct Link {
-    _fd: OwnedFd,
+    fd: OwnedFd,
     pub(super) how: Attached,
 }
 
@@ -168,6 +168,13 @@ pub(super) struct Attachment {
     pub(super) link: Link,
     pub(super) program: Program,
     pub(super) map: SocketMap,
+}
+
+impl Attachment {
+    /// Its descriptors: what only the opener of the port has business with.
+    pub(super) fn descriptors(&self) -> [RawFd; 3] {
+        [self.link.fd.as_raw_fd(), self.program.0.as_raw_fd(), self.map.0.as_raw_fd()]
+    }
 }
 
 /// What BPF_PROG_LOAD means by its answer: EINVAL, EACCES and E2BIG are what the verifier gives (and
@@ -223,7 +230,7 @@ mod plain {
     impl Link {
         /// A link that attaches nothing, for tests without a kernel.
         pub(in crate::xdp) fn plain(fd: OwnedFd) -> Self {
-            Self { _fd: fd, how: Attached::Generic }
+            Self { fd, how: Attached::Generic }
         }
     }
 

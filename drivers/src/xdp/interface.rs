@@ -12,7 +12,7 @@ use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage, LinkXdp}
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Mutex;
 
 /// An interface as it was when it was asked for.
@@ -44,6 +44,12 @@ pub(super) struct Namespace {
 }
 
 impl Namespace {
+    /// Its descriptors.
+    pub(super) fn descriptors(&self) -> [RawFd; 2] {
+        let netlink = self.netlink.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        [netlink.as_raw_fd(), self.ethtool.as_raw_fd()]
+    }
+
     /// Of the calling thread.
     pub(super) fn current() -> Result<Self, Errno> {
         let mut netlink = Socket::new(NETLINK_ROUTE).map_err(errno)?;

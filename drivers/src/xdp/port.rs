@@ -17,6 +17,7 @@ use isoplane_memory::Pool;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use std::fs::File;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 
 /// A network interface driven through AF_XDP sockets, one for each of its queues.
@@ -440,5 +441,12 @@ impl Port for XdpPort {
     fn kick_target(&self, index: u16) -> Option<Box<dyn KickTarget>> {
         let slot = self.slots.get(usize::from(index))?;
         Some(Box::new(slot.kick_target()))
+    }
+
+    fn descriptors(&self) -> Vec<(Option<u16>, RawFd)> {
+        let whole = self.attachment.descriptors().into_iter().chain(self.namespace.descriptors());
+        let queues =
+            self.slots.iter().zip(0..).filter_map(|(slot, queue)| Some((Some(queue), slot.descriptor()?)));
+        whole.map(|fd| (None, fd)).chain(queues).collect()
     }
 }

@@ -8,6 +8,7 @@ use super::release::Probe;
 use super::socket::Socket;
 use crate::port::{KickError, KickTarget, Kicked};
 use isoplane_memory::{Collector, Kernel, Lender};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -55,6 +56,12 @@ impl Slot {
             // Dropped here: rings unmapped, descriptor closed.
             self.socket.lock().unwrap_or_else(PoisonError::into_inner).take();
         }
+    }
+
+    /// The socket's descriptor, while a half is open.
+    pub(super) fn descriptor(&self) -> Option<RawFd> {
+        let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        socket.as_ref().map(|socket| socket.as_fd().as_raw_fd())
     }
 
     /// From now on a custody ends only when the probe has found the queue free.

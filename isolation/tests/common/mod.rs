@@ -66,8 +66,10 @@ fn outside(name: &str) -> Result<(), Failed> {
     };
     let said = said.join().unwrap_or_default();
     // These words first: whoever counts skipped tests goes by how a line begins.
-    for reason in said.lines().filter_map(|line| line.strip_prefix("skipped: ")) {
-        eprintln!("skipped: {name}: {reason}");
+    for (why, reason) in said.lines().filter_map(|line| line.split_once(": ")) {
+        if matches!(why, "skipped" | "not here") {
+            eprintln!("{why}: {name}: {reason}");
+        }
     }
     match status {
         Some(status) if status.success() => Ok(()),

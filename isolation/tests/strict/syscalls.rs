@@ -429,7 +429,7 @@ fn vsyscall() {
     const TIME: u64 = 0xffff_ffff_ff60_0400;
     let maps = std::fs::read_to_string("/proc/self/maps").expect("procfs");
     if !maps.contains("[vsyscall]") {
-        lab::skip("this kernel has no vsyscall page (vsyscall=none)");
+        lab::not_here("this kernel has no vsyscall page (vsyscall=none)");
     }
     // SAFETY: time(2) of the vsyscall page, by the C calling convention.
     let time: extern "C" fn(*mut i64) -> i64 = unsafe { std::mem::transmute(TIME as usize) };
@@ -450,7 +450,7 @@ fn reading_clocks() {
     let source = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
     let source = std::fs::read_to_string(source).unwrap_or_default();
     if source.trim() != "tsc" {
-        lab::skip(&format!("clocks are read by a system call here: the clocksource is {source:?}"));
+        lab::not_here(&format!("clocks are read by a system call here: the clocksource is {source:?}"));
     }
     let status = lab::isolated(lab::isolation(), |strict, _| {
         for _ in 0..1000 {

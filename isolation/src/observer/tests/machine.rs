@@ -176,7 +176,7 @@ fn timer_ticks_are_counted() {
     let deadline = Instant::now() + Duration::from_secs(10);
     while interrupts("LOC", cpu) < inner + 10 {
         if Instant::now() > deadline {
-            eprintln!("skipped: CPU {cpu} has no timer ticks (nohz_full?)");
+            eprintln!("not here: CPU {cpu} has no timer ticks (nohz_full?)");
             return;
         }
         std::thread::sleep(Duration::from_millis(5));
@@ -208,7 +208,7 @@ fn a_move_away_and_back_between_two_samples_is_seen() {
     let process = Process::on(cpu);
     let path = format!("/proc/{}/task/{}/sched", process.pid(), process.pid());
     if !std::fs::exists(path).unwrap() {
-        eprintln!("skipped: this kernel does not count moves (no CONFIG_SCHED_DEBUG)");
+        eprintln!("not here: this kernel does not count moves (no CONFIG_SCHED_DEBUG)");
         return;
     }
     let mut watch = Watch::new(process.id(), cpu);
@@ -295,7 +295,7 @@ fn a_sibling_that_unmaps_shoots_the_tlb_down() {
     watch.look();
     if came == 0 {
         eprintln!(
-            "skipped: this machine flushes another CPU's TLB without an interrupt (hypervisor, INVLPGB)"
+            "not here: this machine flushes another CPU's TLB without an interrupt (hypervisor, INVLPGB)"
         );
         return;
     }

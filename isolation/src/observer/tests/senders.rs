@@ -48,7 +48,7 @@ fn a_sibling_that_unmaps_is_named() {
     });
     if !found && interrupts("TLB", cpu) == before {
         eprintln!(
-            "skipped: this machine flushes another CPU's TLB without an interrupt (hypervisor, INVLPGB)"
+            "not here: this machine flushes another CPU's TLB without an interrupt (hypervisor, INVLPGB)"
         );
         return;
     }
@@ -62,7 +62,7 @@ fn a_sibling_that_unmaps_is_named() {
         }
     }
     if !names {
-        eprintln!("skipped: kernel addresses are hidden, so no function has a name");
+        eprintln!("not here: kernel addresses are hidden, so no function has a name");
     }
 }
 
@@ -141,7 +141,7 @@ fn findings_say_who_sent() {
     });
     if !found && interrupts("TLB", cpu) == before {
         eprintln!(
-            "skipped: this machine flushes another CPU's TLB without an interrupt (hypervisor, INVLPGB)"
+            "not here: this machine flushes another CPU's TLB without an interrupt (hypervisor, INVLPGB)"
         );
         return;
     }
@@ -195,7 +195,7 @@ fn more_than_fits_between_two_drains_is_a_loss_that_is_counted() {
     while interrupts("TLB", cpu) - before < 2 * (128 << 10) / 64 {
         unmap("flood", other);
         if Instant::now() > deadline || interrupts("TLB", cpu) == before {
-            eprintln!("skipped: this machine sends too few TLB interrupts to fill a ring");
+            eprintln!("not here: this machine sends too few TLB interrupts to fill a ring");
             return;
         }
     }
