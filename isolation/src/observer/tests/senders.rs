@@ -109,15 +109,23 @@ fn sampling_sends_nothing_to_the_workers_cpu() {
     pin(Pid::from_raw(0), other);
     let mut observer = Observer::new(vec![worker]);
     observer.sample();
-    senders.drain();
-    for _ in 0..300 {
-        assert_eq!(observer.sample().len(), 1);
-    }
     let me = gettid().as_raw() as u32;
-    let sent = senders.drain();
-    let sent: Vec<_> = sent.iter().filter(|sender| sender.tid == me && !sender.in_interrupt).collect();
-    assert!(sent.is_empty(), "{sent:?}");
-    assert_eq!(senders.lost(), 0);
+    // Tests beside this one send so many that the ring overflows now and then; such a round proves nothing.
+    let whole = until(|| {
+        let lost = senders.lost();
+        senders.drain();
+        for _ in 0..30 {
+            for _ in 0..10 {
+                assert_eq!(observer.sample().len(), 1);
+            }
+            let sent = senders.drain();
+            let sent: Vec<_> =
+                sent.iter().filter(|sender| sender.tid == me && !sender.in_interrupt).collect();
+            assert!(sent.is_empty(), "{sent:?}");
+        }
+        senders.lost() == lost
+    });
+    assert!(whole, "every round lost some of what it was to judge by");
 }
 
 #[test]
