@@ -6,13 +6,13 @@
 
 use crate::app::App;
 use crate::control::Control;
-use crate::guard::WorkerIsolation;
 use crate::kicker;
 use crate::observer;
 use crate::running::{self, Running};
 use crate::turns::WorkerBlocks;
 use crate::watcher;
 use crate::worker::{Body, Idle, Main, MainOf, Placement, Setup, Time};
+use crate::worker_isolation::WorkerIsolation;
 use isoplane_drivers::{Capabilities, Port};
 use isoplane_isolation::diagnostics::{self, ChannelError};
 use isoplane_isolation::{Privileges, Status};

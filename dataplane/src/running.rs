@@ -8,6 +8,7 @@
 use crate::builder::{LaunchError, PortRef, Restart};
 use crate::control::{Control, WorkerState};
 use crate::drainer;
+use crate::housekeeping::{elsewhere, spawn, stay_on};
 use crate::kicker::{self, Target};
 use crate::observer;
 use crate::report::{PoolEnd, StopReport, WorkerEnd};
@@ -155,30 +156,6 @@ pub(crate) fn start(parts: Parts) -> Result<Running, LaunchError> {
     running.start_drainer(parts.sources, time, &spinning)?;
     running.wait_until_started()?;
     Ok(running)
-}
-
-/// CPUs that we may use and no worker spins on.
-fn elsewhere(spinning: &[usize]) -> Vec<usize> {
-    crate::affinity::allowed().into_iter().filter(|cpu| !spinning.contains(cpu)).collect()
-}
-
-/// Keeps the calling thread on these CPUs, if there are any.
-fn stay_on(cpus: &[usize], who: &str) {
-    if !cpus.is_empty()
-        && let Err(error) = crate::affinity::pin(cpus)
-    {
-        tracing::warn!("cannot keep the {who} on CPUs {cpus:?}: {error}");
-    }
-}
-
-fn spawn<T: Send + 'static>(
-    name: &str,
-    body: impl FnOnce() -> T + Send + 'static,
-) -> Result<JoinHandle<T>, LaunchError> {
-    std::thread::Builder::new().name(name.to_owned()).spawn(body).map_err(|error| LaunchError::Os {
-        call: "start a thread",
-        source: Errno::from_raw(error.raw_os_error().unwrap_or(0)),
-    })
 }
 
 impl Running {

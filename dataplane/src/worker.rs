@@ -6,8 +6,8 @@
 
 use crate::app::App;
 use crate::control::{Slot, WorkerState};
-use crate::guard::{Guard, WorkerIsolation};
 use crate::turns::{Turns, WorkerBlocks};
+use crate::worker_isolation::{Guard, WorkerIsolation};
 use isoplane_drivers::Queue;
 use isoplane_isolation::diagnostics::Recorder;
 use isoplane_isolation::{Prepared, Refused, Status, StrictError};

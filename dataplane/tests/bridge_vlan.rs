@@ -5,7 +5,7 @@ mod common;
 use common::{BROADCAST, Bench, Size, frame, mac};
 use isoplane::app::{App, PortId, Turn};
 use isoplane::blocks::bridge::{Bridge, BridgeConfig, BridgeError, PortVlans, StaticStation, VlanSet};
-use isoplane::memory::{Batch, FrameFlags, pool::FrameMeta};
+use isoplane::memory::{Batch, FrameFlags, FrameMeta};
 use isoplane::wire::{MacAddress, VlanId};
 
 fn vid(n: u16) -> VlanId {

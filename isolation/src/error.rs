@@ -1,7 +1,9 @@
 //! What stands in the way of isolation, and what is weaker than asked.
 //!
-//! Contract: a refusal lists every unmet precondition, not the first; a weakness does not refuse, it is
-//! said once, plainly, with what is lost and what to do. Neither is ever silent.
+//! Contract: a refusal lists every unmet precondition that can be looked at beforehand, not the first; a
+//! step that fails when it is tried (an arena, a signal stack) is listed alone, since what comes after
+//! it was not tried. A weakness does not refuse, it is said once, plainly, with what is lost and what to
+//! do. Neither is ever silent.
 
 use crate::backend::Backend;
 use crate::cause::Breach;

@@ -42,6 +42,25 @@ impl State {
             _ => Self::Off,
         }
     }
+
+    /// Its name for people.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Armed => "armed",
+            Self::SlowPath => "slow path",
+            Self::Broken => "broken",
+        }
+    }
+
+    /// The state of a number, as statistics have it; `None` when no state has it.
+    #[must_use]
+    pub fn from_number(number: u64) -> Option<Self> {
+        [Self::Off, Self::Armed, Self::SlowPath, Self::Broken]
+            .into_iter()
+            .find(|state| *state as u64 == number)
+    }
 }
 
 /// One entry of the log; `seq` is odd while it is written.

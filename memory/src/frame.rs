@@ -8,7 +8,27 @@
 //! ([`recovery`](crate::recovery)) and the next recovery repairs.
 #![allow(unsafe_code, reason = "a frame is made of two words; see the block")]
 
+use bytemuck::{Pod, Zeroable};
 use std::marker::PhantomData;
+
+/// What is known about a packet beside its bytes; lives in the first 64 bytes of the chunk, so that
+/// the handle stays small. Valid when the frame carries [`FrameFlags::META`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Pod, Zeroable)]
+#[repr(C)]
+pub struct FrameMeta {
+    /// When the packet arrived or left, in nanoseconds of the port's clock; 0 is unknown.
+    pub timestamp: u64,
+    /// Receive-side hash of the flow; 0 is unknown.
+    pub hash: u32,
+    /// VLAN tag control information that the port stripped, in host order.
+    pub vlan_tci: u16,
+    /// Where the transport checksum starts counting, in bytes from the packet's start.
+    pub csum_start: u16,
+    /// Where the checksum goes, in bytes from `csum_start`.
+    pub csum_offset: u16,
+    /// Zero.
+    pub reserved: [u16; 3],
+}
 
 bitflags::bitflags! {
     /// What is known about a frame, beside its place and length.
@@ -17,14 +37,14 @@ bitflags::bitflags! {
         /// The packet goes on in the next frame of the batch (multi-buffer). The last frame of a
         /// packet does not carry it.
         const MORE = 1 << 0;
-        /// On transmit: the port shall compute a checksum as [`FrameMeta`](crate::pool::FrameMeta)
+        /// On transmit: the port shall compute a checksum as [`FrameMeta`]
         /// `csum_start` and `csum_offset` say. Only for ports with that capability.
         const TX_CHECKSUM = 1 << 1;
         /// On transmit: the port shall record when the frame left, where it can.
         const TX_TIMESTAMP = 1 << 2;
         /// On receive: the port has verified the transport checksum.
         const RX_CHECKSUM_GOOD = 1 << 3;
-        /// The chunk's [`FrameMeta`](crate::pool::FrameMeta) holds values for this packet.
+        /// The chunk's [`FrameMeta`] holds values for this packet.
         const META = 1 << 4;
     }
 }

@@ -16,14 +16,14 @@
 //! [`recovery`](crate::recovery) reads it.
 #![allow(unsafe_code, reason = "chunk bytes and owner map in shared memory; see each block")]
 
-use crate::batch::Batch;
 mod config;
 
 pub use config::{PoolConfig, PoolError};
 
+use crate::batch::Batch;
 use crate::cache::FrameCache;
 use crate::custody::{Custody, Lender};
-use crate::frame::Frame;
+use crate::frame::{Frame, FrameMeta};
 use crate::region::{Region, RegionConfig};
 use crate::starts::Starts;
 use bytemuck::{Pod, Zeroable};
@@ -41,25 +41,6 @@ const JOURNAL_AT: usize = 4096;
 const DEPOT: u8 = 0;
 /// Owner ids that a pool can give out.
 pub const MAX_OWNERS: u32 = 255;
-
-/// What is known about a packet beside its bytes; lives in the first 64 bytes of the chunk, so that
-/// the handle stays small. Valid when the frame carries [`FrameFlags::META`](crate::FrameFlags).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Pod, Zeroable)]
-#[repr(C)]
-pub struct FrameMeta {
-    /// When the packet arrived or left, in nanoseconds of the port's clock; 0 is unknown.
-    pub timestamp: u64,
-    /// Receive-side hash of the flow; 0 is unknown.
-    pub hash: u32,
-    /// VLAN tag control information that the port stripped, in host order.
-    pub vlan_tci: u16,
-    /// Where the transport checksum starts counting, in bytes from the packet's start.
-    pub csum_start: u16,
-    /// Where the checksum goes, in bytes from `csum_start`.
-    pub csum_offset: u16,
-    /// Zero.
-    pub reserved: [u16; 3],
-}
 
 const _: () = assert!(size_of::<FrameMeta>() <= META_BYTES as usize);
 

@@ -74,23 +74,6 @@ pub(crate) struct LostTime {
     pub(crate) ns_per_second: f64,
 }
 
-const fn state_name(value: u64) -> &'static str {
-    const NAMES: [(State, &str); 4] = [
-        (State::Off, "off"),
-        (State::Armed, "armed"),
-        (State::SlowPath, "slow path"),
-        (State::Broken, "broken"),
-    ];
-    let mut at = 0;
-    while at < NAMES.len() {
-        if NAMES[at].0 as u64 == value {
-            return NAMES[at].1;
-        }
-        at += 1;
-    }
-    "unknown"
-}
-
 fn backend_name(value: u64) -> &'static str {
     match u32::try_from(value).ok().and_then(Backend::from_number) {
         Some(Backend::Auto) => "none",
@@ -138,7 +121,7 @@ impl Isolation {
         let known = |ns: u64| (visits > 0 && ns > 0).then_some(ns);
         Self {
             backend: backend_name(block.value("isolation_backend")),
-            state: state_name(block.value("isolation_state")),
+            state: State::from_number(block.value("isolation_state")).map_or("unknown", State::name),
             armed: block.value("armed"),
             breaches: Entries::new(block, "breach"),
             interruptions: Entries::new(block, "interruption"),
