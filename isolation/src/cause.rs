@@ -46,7 +46,7 @@ causes! {
     TlbShootdown = "tlb_shootdown",
     /// IRQ work that the kernel raised for itself.
     IrqWork = "irq_work",
-    /// A non-maskable interrupt. No backend can enforce this one.
+    /// A non-maskable interrupt. No backend enforces this one.
     Nmi = "nmi",
     /// A machine check, or the timer that polls for them.
     MachineCheck = "machine_check",
@@ -74,6 +74,16 @@ causes! {
     Quiesce = "quiesce",
     /// An entry that fits no other cause.
     Unknown = "unknown",
+    /// A TLB flush of kernel addresses: memory of the kernel's own was unmapped somewhere.
+    KernelTlbFlush = "kernel_tlb_flush",
+    /// The kernel's code was changed (a tracepoint, a static key, a BPF program) and every CPU had to see it.
+    TextSync = "text_sync",
+    /// `membarrier(2)` of another thread.
+    Membarrier = "membarrier",
+    /// Every CPU was stopped for a moment.
+    StopMachine = "stop_machine",
+    /// Another vector of the platform: spurious, of the performance counters, of the hypervisor.
+    Platform = "platform",
 }
 
 impl Cause {
@@ -125,6 +135,145 @@ pub enum Detail {
         /// Its address.
         instruction: u64,
     },
+    /// A signal of another thread or process, or of the kernel.
+    Signal {
+        /// Its number.
+        number: u32,
+        /// The instruction that was interrupted.
+        instruction: u64,
+    },
+    /// An interrupt of a device.
+    Interrupt {
+        /// Its number in `/proc/interrupts`, where the kernel could tell.
+        irq: Option<u32>,
+        /// The instruction that was interrupted.
+        instruction: u64,
+    },
+    /// Another thread: who had the CPU meanwhile, or who attached as a debugger.
+    Task {
+        /// Its thread id.
+        pid: u32,
+        /// The instruction that was interrupted.
+        instruction: u64,
+    },
+    /// The thread is not where it was isolated any more.
+    Moved {
+        /// The CPU where it is now.
+        to: u32,
+        /// The instruction that was interrupted.
+        instruction: u64,
+    },
+    /// The CPU could not be made quiet again: see [`unquiet`].
+    Unquiet {
+        /// What was in the way: the kernel's `PR_TASK_ISOLATION_UNMET_*` bits.
+        unmet: u64,
+    },
+}
+
+impl Detail {
+    /// The instruction at which isolation was broken; for a system call the one after it. `None` where the
+    /// kernel named none.
+    #[must_use]
+    pub fn instruction(&self) -> Option<u64> {
+        match *self {
+            Self::Syscall { call_address: instruction, .. }
+            | Self::Fault { instruction, .. }
+            | Self::At { instruction }
+            | Self::Signal { instruction, .. }
+            | Self::Interrupt { instruction, .. }
+            | Self::Task { instruction, .. }
+            | Self::Moved { instruction, .. } => Some(instruction).filter(|address| *address != 0),
+            Self::Unquiet { .. } => None,
+        }
+    }
+}
+
+/// What the bits of [`Detail::Unquiet`] mean, for people.
+pub fn unquiet(unmet: u64) -> impl Iterator<Item = &'static str> {
+    /// In the order of the bits (`PR_TASK_ISOLATION_UNMET_*` of the kernel patches' linux/task_isolation.h).
+    const MEANINGS: [&str; 11] = [
+        "more than one CPU is allowed",
+        "the CPU is not nohz_full",
+        "the clock is not stable",
+        "a call of the 32-bit interface",
+        "another thread is runnable there",
+        "the tick is needed",
+        "a timer is armed there",
+        "statistics of virtual memory are unfolded",
+        "batches of pages are undrained",
+        "soft interrupts are pending",
+        "the fair server cannot be parked",
+    ];
+    let named = MEANINGS.into_iter().enumerate().filter(move |(bit, _)| unmet & 1 << bit != 0);
+    let unknown = unmet >> MEANINGS.len() != 0;
+    named.map(|(_, meaning)| meaning).chain(unknown.then_some("something that this version has no name for"))
+}
+
+/// Who sent the interrupt that broke isolation. Only the backend `task-isolation` can tell, of a kernel
+/// booted with `task_isolation_debug`; what it does not know is `None` or empty.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Sender {
+    /// The CPU that it was sent from.
+    pub cpu: Option<u32>,
+    /// The thread that ran there.
+    pub pid: Option<u32>,
+    pub(crate) comm: [u8; 16],
+    pub(crate) function: [u8; 40],
+}
+
+impl Default for Sender {
+    fn default() -> Self {
+        Self { cpu: None, pid: None, comm: [0; 16], function: [0; 40] }
+    }
+}
+
+impl Sender {
+    /// Name of the thread that ran there.
+    #[must_use]
+    pub fn comm(&self) -> &str {
+        text(&self.comm)
+    }
+
+    /// The kernel's function that was called by the interrupt, or its handler.
+    #[must_use]
+    pub fn function(&self) -> &str {
+        text(&self.function)
+    }
+}
+
+impl fmt::Debug for Sender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sender")
+            .field("cpu", &self.cpu)
+            .field("pid", &self.pid)
+            .field("comm", &self.comm())
+            .field("function", &self.function())
+            .finish()
+    }
+}
+
+impl fmt::Display for Sender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.comm().is_empty() {
+            f.write_str("somebody")?
+        } else {
+            f.write_str(self.comm())?
+        }
+        if let Some(pid) = self.pid {
+            write!(f, " ({pid})")?;
+        }
+        if let Some(cpu) = self.cpu {
+            write!(f, " on CPU {cpu}")?;
+        }
+        if self.function().is_empty() { Ok(()) } else { write!(f, " for {}", self.function()) }
+    }
+}
+
+/// The printable ASCII that a field starts with: a thread names itself as it likes.
+fn text(field: &[u8]) -> &str {
+    let end = field.iter().position(|byte| !(0x20..0x7f).contains(byte)).unwrap_or(field.len());
+    std::str::from_utf8(&field[..end]).unwrap_or_default()
 }
 
 /// A kernel entry that the mode forbids and the backend enforces.
@@ -141,6 +290,8 @@ pub struct Breach {
     pub tsc: u64,
     /// It happened during a visit to the slow path, of something that the visit does not allow.
     pub in_slow_path: bool,
+    /// Who caused it, where the kernel tells.
+    pub sender: Option<Sender>,
 }
 
 impl fmt::Display for Breach {
@@ -154,8 +305,30 @@ impl fmt::Display for Breach {
                 write!(f, "page fault on {address:#x} at {instruction:#x}")?;
             }
             Detail::At { instruction } => write!(f, "{} at {instruction:#x}", self.cause)?,
+            Detail::Signal { number, instruction } => {
+                write!(f, "{} {number} at {instruction:#x}", self.cause)?;
+            }
+            Detail::Interrupt { irq: Some(irq), instruction } => {
+                write!(f, "{} {irq} at {instruction:#x}", self.cause)?;
+            }
+            Detail::Interrupt { irq: None, instruction } => write!(f, "{} at {instruction:#x}", self.cause)?,
+            Detail::Task { pid, instruction } => {
+                write!(f, "{} by thread {pid} at {instruction:#x}", self.cause)?;
+            }
+            Detail::Moved { to, instruction } => {
+                write!(f, "{} to CPU {to} at {instruction:#x}", self.cause)?;
+            }
+            Detail::Unquiet { unmet } => {
+                f.write_str("the CPU could not be made quiet again")?;
+                for (n, what) in unquiet(unmet).enumerate() {
+                    write!(f, "{}{what}", if n == 0 { ": " } else { ", " })?;
+                }
+            }
         }
         write!(f, " on CPU {}", self.cpu)?;
+        if let Some(sender) = self.sender {
+            write!(f, ", sent by {sender}")?;
+        }
         if self.in_slow_path { f.write_str(", in the slow path") } else { Ok(()) }
     }
 }

@@ -68,6 +68,67 @@ pub enum Unmet {
     /// The status block could not be made.
     #[error(transparent)]
     Status(#[from] isoplane_memory::RegionError),
+    /// The CPU has a tick that cannot be stopped.
+    #[error(
+        "{0} is not nohz_full, so its tick cannot be stopped: boot with nohz_full={n} rcu_nocbs={n}, or choose \
+         the backend dispatch", n = .0.0
+    )]
+    NotNohzFull(Cpu),
+    /// The kernel does not trust its clock.
+    #[error(
+        "the kernel does not trust its clock, so the tick has to go on: see `isoplane doctor` for why; where \
+         the TSC is known to be good boot with tsc=reliable"
+    )]
+    ClockUnstable,
+    /// Another thread wants to run on the CPU.
+    #[error(
+        "another thread is runnable on {0}, and went on to be: find it (ps -eLo psr,pid,tid,stat,comm) and move \
+         it away (taskset -p, cpusets), or end it"
+    )]
+    NotAlone(Cpu),
+    /// Something needs the tick.
+    #[error(
+        "the tick of {cpu} is needed by {by}: end what needs it (a CPU-time timer or limit, a perf event that \
+         counts by frequency), or move it to another CPU"
+    )]
+    TickNeeded {
+        /// The CPU.
+        cpu: Cpu,
+        /// What needs it.
+        by: String,
+    },
+    /// A timer is armed on the CPU.
+    #[error(
+        "a timer is armed on {0} and did not run out in time: a thread that was there before, or a driver, will \
+         be woken there; `isoplane doctor` says what keeps such work away"
+    )]
+    TimerArmed(Cpu),
+    /// The kernel has work pending on the CPU.
+    #[error(
+        "{what} of {cpu} are pending, and more kept coming while they were seen to; arm again, and keep whatever \
+         causes them (device interrupts, other threads) away from the CPU"
+    )]
+    WorkPending {
+        /// The CPU.
+        cpu: Cpu,
+        /// Which.
+        what: &'static str,
+    },
+    /// The deadline server for ordinary threads stays on.
+    #[error(
+        "the fair server of {0} cannot be switched off: somebody has set its parameters, or a thread waits for \
+         it; look at /sys/kernel/debug/sched/fair_server/cpu{n}", n = .0.0
+    )]
+    FairServerStays(Cpu),
+    /// Something that this version has no name for.
+    #[error(
+        "the kernel refuses to isolate for reasons that this program is too old to name (bits {bits:#x} of \
+         PR_TASK_ISOLATION_UNMET): use a newer one"
+    )]
+    Unnamed {
+        /// The kernel's bits.
+        bits: u64,
+    },
     /// A weakness, where the program insists that there be none.
     #[error("{0} (refused because of Isolation::insist)")]
     Weak(Weakness),
@@ -103,6 +164,18 @@ pub enum Weakness {
          them by cause; only a kernel with the task-isolation patches enforces them"
     )]
     InterruptsObserved,
+    /// The kernel could isolate, but not this thread.
+    #[error(
+        "the kernel has task isolation, and the backend is {backend} all the same, because {}: isolate the thread \
+         on a nohz_full CPU (boot parameter nohz_full=)",
+        match .cpu { Some(cpu) => format!("{cpu} is not nohz_full"), None => "the thread is not pinned".to_owned() }
+    )]
+    TaskIsolationUnused {
+        /// The backend that was taken.
+        backend: Backend,
+        /// The CPU, unless the thread is not pinned.
+        cpu: Option<Cpu>,
+    },
     /// Page faults are observed, not enforced.
     #[error(
         "page faults are counted, not caught: perf_event_open: {errno}; lower kernel.perf_event_paranoid to \

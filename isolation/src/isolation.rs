@@ -6,7 +6,7 @@
 //! back its signal mask, signal stack, CPUs and scheduling.
 
 use crate::arena;
-use crate::backend::{Backend, Engine};
+use crate::backend::{Backend, Engine, Wanted};
 use crate::budget::{Budget, Purse};
 use crate::error::{Refused, Unmet, Weakness};
 use crate::mode::{Mode, OnBreach, Quiesce};
@@ -17,10 +17,14 @@ use crate::prepare::signals::{self, FormerMask};
 use crate::prepare::{self, memory};
 use crate::status::{State, Status, bump};
 use crate::strict::Strict;
-use crate::thread::{Page, Setup, Thread};
+use crate::thread::{Gate, Page, Setup, Thread};
 use isoplane_memory::Clock;
 use std::marker::PhantomData;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// The settle window if nothing is said: longer than an IPI takes, shorter than anybody would call isolated.
+const SETTLE: Duration = Duration::from_micros(100);
 
 /// What isolation is asked for. Start with [`Isolation::on`].
 #[derive(Debug, Clone)]
@@ -30,6 +34,7 @@ pub struct Isolation {
     on_breach: OnBreach,
     backend: Backend,
     quiesce: Quiesce,
+    settle_window: Duration,
     budget: Budget,
     insist: bool,
     status: Option<Status>,
@@ -55,6 +60,7 @@ impl Isolation {
             on_breach: OnBreach::Report,
             backend: Backend::Auto,
             quiesce: Quiesce::default(),
+            settle_window: SETTLE,
             budget: Budget::UNLIMITED,
             insist: false,
             status: None,
@@ -89,6 +95,16 @@ impl Isolation {
     #[must_use]
     pub const fn quiesce(mut self, quiesce: Quiesce) -> Self {
         self.quiesce = quiesce;
+        self
+    }
+
+    /// How long after arming (and after an entry that the mode allows) an interrupt counts as one that was on
+    /// its way before: the CPU is quiesced again, and it is counted among [`races`](crate::Snapshot::races)
+    /// instead of being a breach. 100 us if nothing is said, one second at most. Only the backend
+    /// `task-isolation` asks.
+    #[must_use]
+    pub const fn settle_window(mut self, window: Duration) -> Self {
+        self.settle_window = window;
         self
     }
 
@@ -138,7 +154,7 @@ impl Isolation {
 
     /// What the thread does to itself, in the order that [`prepare`](crate::prepare) asks for. Says whether
     /// it is a real-time thread now.
-    fn settle(&self, weaknesses: &mut Vec<Weakness>) -> Result<(Former, bool), Unmet> {
+    fn settle(&self, backend: Backend, weaknesses: &mut Vec<Weakness>) -> Result<(Former, bool), Unmet> {
         let mask = signals::block().map_err(|errno| Unmet::Call { call: "sigprocmask", errno })?;
         let process = std::process::id();
         let mut former = Former { mask, affinity: None, policy: None, arena: false, process };
@@ -170,7 +186,10 @@ impl Isolation {
             former.policy = scheduled.former;
             real_time = scheduled.real_time;
             scheduled.weaknesses.into_iter().for_each(|weakness| note(Err(weakness)));
-            note(scheduling::fair_server(&facts));
+            // Under task isolation the kernel parks it.
+            if backend != Backend::TaskIsolation {
+                note(scheduling::fair_server(&facts));
+            }
             // Looks at every thread of the machine, so only where the answer decides.
             if self.insist {
                 note(cpu::alone(facts.cpu));
@@ -203,7 +222,7 @@ impl Isolation {
         if let Some(Err(error)) = cpu.map(cpu::check) {
             unmet.push(Unmet::Cpu(error));
         }
-        let backend = self.backend.probe().map_err(|reason| unmet.push(reason)).ok();
+        let backend = self.backend.choose(cpu).map_err(|reason| unmet.push(reason)).ok();
         let status = match self.status.clone().map_or_else(|| Status::create("alone"), Ok) {
             Ok(status) => Some(status),
             Err(error) => {
@@ -211,11 +230,12 @@ impl Isolation {
                 None
             }
         };
-        let (Some(backend), Some(status), true) = (backend, status, unmet.is_empty()) else {
+        let (Some((backend, unused)), Some(status), true) = (backend, status, unmet.is_empty()) else {
             return Err(refused(unmet));
         };
-        let mut weaknesses = Vec::new();
-        let (former, real_time) = self.settle(&mut weaknesses).map_err(|error| refused(vec![error]))?;
+        let mut weaknesses: Vec<Weakness> = unused.into_iter().collect();
+        let (former, real_time) =
+            self.settle(backend, &mut weaknesses).map_err(|error| refused(vec![error]))?;
         let purse = match self.budget {
             Budget::UNLIMITED => Purse::new(self.budget, 1, 0),
             budget => Purse::new(budget, ticks_per_second(), Clock::ticks()),
@@ -225,13 +245,14 @@ impl Isolation {
             on_breach: self.on_breach,
             quiesce: self.quiesce,
             real_time,
-            gated: backend == Backend::Dispatch,
+            gate: backend.gate(),
             purse,
         };
         let failed = |call| move |errno| refused(vec![Unmet::Call { call, errno }]);
         let page = Page::install(&setup, status.clone()).map_err(failed("map the thread's page"))?;
-        let engine =
-            Engine::prepare(backend, &page, &mut weaknesses).map_err(|error| refused(vec![error]))?;
+        let wanted = Wanted { cpu, quiesce: self.quiesce, settle: self.settle_window };
+        let engine = Engine::prepare(backend, &page, &wanted, &mut weaknesses)
+            .map_err(|error| refused(vec![error]))?;
         // What a predecessor on the same block was doing when it was killed is not what this thread does.
         page.thread().set_state(State::Off);
         status.words().backend.store(backend.number(), Ordering::Release);
@@ -393,7 +414,9 @@ impl Prepared {
             return Err(refused(vec![Unmet::WrongThread]));
         }
         let mut unmet = Vec::new();
-        if let Some(cpu) = self.cpu {
+        // Where the kernel isolates, it says so itself, and all the rest that is missing with it.
+        let kernel = thread.gate() == Gate::Kernel;
+        if let Some(cpu) = self.cpu.filter(|_| !kernel) {
             let allowed = cpu::allowed();
             if !allowed.iter().eq([cpu]) {
                 unmet.push(Unmet::AllowedCpus { cpu, allowed });
@@ -406,6 +429,7 @@ impl Prepared {
             return Err(refused(unmet));
         }
         if self.quiesce.contains(Quiesce::VMSTAT)
+            && !kernel
             && let Err(error) = crate::quiesce::refresh_vmstat()
         {
             tracing::warn!(
@@ -418,8 +442,8 @@ impl Prepared {
         words.pid.store(std::process::id(), Ordering::Relaxed);
         words.tid.store(nix::unistd::gettid().as_raw() as u32, Ordering::Relaxed);
         self.engine.arm(thread).map_err(|reason| refused(vec![reason]))?;
+        thread.isolate().map_err(|refusal| refused(refusal.unmet()))?;
         bump(&words.armed, 1);
-        thread.isolate();
         Ok(())
     }
 
@@ -432,8 +456,7 @@ impl Prepared {
             return Err(Refused { cpu: self.cpu, unmet: vec![reason] });
         }
         thread.quiesce();
-        thread.isolate();
-        Ok(())
+        thread.isolate().map_err(|refusal| Refused { cpu: self.cpu, unmet: refusal.unmet() })
     }
 
     /// Gives isolation back.
@@ -441,6 +464,7 @@ impl Prepared {
         let thread = self.page.thread();
         if thread.is_here() {
             thread.release();
+            thread.take_counts();
             self.engine.disarm();
             arena::settle();
             arena::publish(self.status.words());

@@ -52,7 +52,9 @@ impl Default for Mode {
 bitflags::bitflags! {
     /// What is finished on this CPU before user code goes on, at arming and after each visit to the
     /// kernel. A kernel without task isolation can do the first two only, and neither with certainty:
-    /// the backends `dispatch` and `advisory` say so among their weaknesses.
+    /// the backends `dispatch` and `advisory` say so among their weaknesses. The backend `task-isolation`
+    /// always stops the tick, waits for timers and soft interrupts and folds statistics too, whatever is
+    /// asked for here: without that there is no isolation.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
     pub struct Quiesce: u32 {
         /// Per-CPU batches of pages on their way to the LRU lists (a `munlock` of one page drains them).
@@ -63,6 +65,9 @@ bitflags::bitflags! {
         /// Per-CPU statistics of virtual memory. On a stock kernel this preempts *every* CPU
         /// (`/proc/sys/vm/stat_refresh`), other isolated ones too, so it is done at arming only.
         const VMSTAT = 1 << 2;
+        /// This CPU's slabs, of which shrinking a cache would take one back with a kernel thread that runs
+        /// here. Slow. Only the backend `task-isolation` can; the others do nothing for it.
+        const SLAB = 1 << 3;
     }
 }
 

@@ -12,7 +12,7 @@ use crate::mode::Quiesce;
 #[cfg(target_arch = "x86_64")]
 unsafe fn call(number: libc::c_long, a: u64, b: u64, c: u64, d: u64) -> u64 {
     // SAFETY: forwarded to the caller, who passes calls that only read what he points them at.
-    unsafe { crate::backend::dispatch::sys::raw(number as u64, [a, b, c, d, 0, 0]) }
+    unsafe { crate::backend::sys::raw(number as u64, [a, b, c, d, 0, 0]) }
 }
 
 #[cfg(not(target_arch = "x86_64"))]

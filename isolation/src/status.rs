@@ -7,7 +7,7 @@
 #![allow(unsafe_code, reason = "atomics in shared memory; see each block")]
 
 use crate::backend::Backend;
-use crate::cause::{Breach, Cause, Detail, Interruptions};
+use crate::cause::{Breach, Cause, Detail, Interruptions, Sender};
 use isoplane_memory::{Region, RegionConfig, RegionError};
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -73,6 +73,37 @@ struct Entry {
     b: AtomicU64,
     arch: AtomicU64,
     tsc: AtomicU64,
+    /// CPU and thread of the sender, each plus one in its half; its name; its function.
+    sender: [AtomicU64; SENDER],
+}
+
+/// Words that a sender takes.
+const SENDER: usize = 8;
+
+/// A sender as words; all zero for none.
+fn to_words(sender: Option<Sender>) -> [u64; SENDER] {
+    let Some(Sender { cpu, pid, comm, function }) = sender else { return [0; SENDER] };
+    let plus_one = |n: Option<u32>| n.map_or(0, |n| u64::from(n.saturating_add(1)));
+    let mut words = [0; SENDER];
+    words[0] = plus_one(cpu) | plus_one(pid) << 32;
+    let text = comm.chunks_exact(8).chain(function.chunks_exact(8));
+    for (word, bytes) in words[1..].iter_mut().zip(text) {
+        *word = bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+    }
+    words
+}
+
+fn from_words(words: [u64; SENDER]) -> Option<Sender> {
+    if words == [0; SENDER] {
+        return None;
+    }
+    let less_one = |n: u64| (n as u32).checked_sub(1);
+    let mut sender = Sender { cpu: less_one(words[0]), pid: less_one(words[0] >> 32), ..Sender::default() };
+    let text = sender.comm.chunks_exact_mut(8).chain(sender.function.chunks_exact_mut(8));
+    for (bytes, word) in text.zip(&words[1..]) {
+        bytes.copy_from_slice(&word.to_le_bytes());
+    }
+    Some(sender)
 }
 
 /// The words of a block. All zero is a valid block: never armed.
@@ -99,6 +130,8 @@ pub(crate) struct Words {
     /// Diagnostic records written and lost.
     pub(crate) records: AtomicU64,
     pub(crate) records_lost: AtomicU64,
+    /// Interrupts that came within the settle window: quiesced again, no breaches.
+    pub(crate) races: AtomicU64,
     pub(crate) visit_histogram: [AtomicU64; BUCKETS],
     pub(crate) allowed: [AtomicU64; Cause::COUNT],
     pub(crate) breaches: [AtomicU64; Cause::COUNT],
@@ -133,6 +166,13 @@ impl Words {
             Detail::Syscall { number, call_address, arch } => (1u64, number, call_address, u64::from(arch)),
             Detail::Fault { address, instruction } => (2, address, instruction, 0),
             Detail::At { instruction } => (3, instruction, 0, 0),
+            Detail::Signal { number, instruction } => (4, u64::from(number), instruction, 0),
+            Detail::Interrupt { irq, instruction } => {
+                (5, irq.map_or(0, |n| u64::from(n) + 1), instruction, 0)
+            }
+            Detail::Task { pid, instruction } => (6, u64::from(pid), instruction, 0),
+            Detail::Moved { to, instruction } => (7, u64::from(to), instruction, 0),
+            Detail::Unquiet { unmet } => (8, unmet, 0, 0),
         };
         let what = u64::from(breach.cause.number())
             | u64::from(breach.in_slow_path) << 8
@@ -145,6 +185,9 @@ impl Words {
         entry.b.store(b, Ordering::Relaxed);
         entry.arch.store(arch, Ordering::Relaxed);
         entry.tsc.store(breach.tsc, Ordering::Relaxed);
+        for (word, value) in entry.sender.iter().zip(to_words(breach.sender)) {
+            word.store(value, Ordering::Relaxed);
+        }
         entry.seq.store(sequence(at), Ordering::Release);
         self.logged.store(at.wrapping_add(1), Ordering::Release);
     }
@@ -158,6 +201,7 @@ impl Words {
         let what = entry.what.load(Ordering::Relaxed);
         let (a, b) = (entry.a.load(Ordering::Relaxed), entry.b.load(Ordering::Relaxed));
         let (arch, tsc) = (entry.arch.load(Ordering::Relaxed), entry.tsc.load(Ordering::Relaxed));
+        let sender = read(&entry.sender);
         fence(Ordering::Acquire);
         if entry.seq.load(Ordering::Relaxed) != sequence(number) {
             return None;
@@ -166,6 +210,11 @@ impl Words {
             1 => Detail::Syscall { number: a, call_address: b, arch: arch as u32 },
             2 => Detail::Fault { address: a, instruction: b },
             3 => Detail::At { instruction: a },
+            4 => Detail::Signal { number: a as u32, instruction: b },
+            5 => Detail::Interrupt { irq: (a as u32).checked_sub(1), instruction: b },
+            6 => Detail::Task { pid: a as u32, instruction: b },
+            7 => Detail::Moved { to: a as u32, instruction: b },
+            8 => Detail::Unquiet { unmet: a },
             _ => return None,
         };
         Some(Breach {
@@ -174,6 +223,7 @@ impl Words {
             cpu: (what >> 32) as u32,
             tsc,
             in_slow_path: what & 1 << 8 != 0,
+            sender: from_words(sender),
         })
     }
 }
@@ -217,6 +267,10 @@ pub struct Snapshot {
     pub breaches: Interruptions,
     /// Kernel entries that the mode allowed, as far as the backend sees them.
     pub allowed: Interruptions,
+    /// Interrupts that came within the settle window after arming or after an allowed entry, so that they may
+    /// have been on their way before: the CPU was quiesced again, and they are no breaches. Only the backend
+    /// `task-isolation` sees them.
+    pub races: u64,
     /// Kernel entries that the observer saw.
     pub interruptions: Interruptions,
     /// How often the observer has looked: while this is 0 nobody has, and no interruptions mean nothing.
@@ -278,6 +332,7 @@ impl Status {
             visit_histogram: read(&w.visit_histogram),
             breaches: read(&w.breaches).into(),
             allowed: read(&w.allowed).into(),
+            races: get(&w.races),
             interruptions: read(&w.interruptions).into(),
             samples: get(&w.samples),
             allocations: get(&w.allocations),
@@ -368,6 +423,7 @@ mod tests {
             cpu: 7,
             tsc: n,
             in_slow_path: n % 2 == 1,
+            sender: None,
         };
         for n in 0..100 {
             status.words().record(&breach(n));
@@ -385,7 +441,8 @@ mod tests {
     fn counts_that_are_lies_are_read_without_harm() {
         let status = Status::create("test").unwrap();
         let detail = Detail::At { instruction: 2 };
-        let breach = Breach { cause: Cause::Signal, detail, cpu: 3, tsc: 4, in_slow_path: false };
+        let breach =
+            Breach { cause: Cause::Signal, detail, cpu: 3, tsc: 4, in_slow_path: false, sender: None };
         for logged in [u64::MAX, u64::MAX / 2, u64::MAX - 40] {
             status.words().logged.store(logged, Ordering::Relaxed);
             status.words().reported.store(u64::MAX, Ordering::Relaxed);
@@ -404,9 +461,21 @@ mod tests {
             Detail::Syscall { number: 39, call_address: 0x1000, arch: 0xc000_003e },
             Detail::Fault { address: u64::MAX, instruction: 1 },
             Detail::At { instruction: 2 },
+            Detail::Signal { number: 10, instruction: 3 },
+            Detail::Interrupt { irq: None, instruction: 4 },
+            Detail::Interrupt { irq: Some(0), instruction: 5 },
+            Detail::Task { pid: 77, instruction: 6 },
+            Detail::Moved { to: 5, instruction: 7 },
+            Detail::Unquiet { unmet: 1 << 63 | 1 },
         ];
-        for detail in details {
-            let breach = Breach { cause: Cause::Unknown, detail, cpu: 3, tsc: 4, in_slow_path: false };
+        let mut function = [b'f'; 40];
+        function[39] = 0;
+        let known = Sender { cpu: Some(0), pid: Some(77), comm: *b"a name of sixte\0", function };
+        let senders = [None, Some(known), Some(Sender { cpu: None, pid: Some(0), ..known })];
+        for (detail, sender) in details.into_iter().flat_map(|detail| senders.map(|sender| (detail, sender)))
+        {
+            let breach =
+                Breach { cause: Cause::Unknown, detail, cpu: 3, tsc: 4, in_slow_path: false, sender };
             let number = status.breach_count();
             status.words().record(&breach);
             assert_eq!(status.breaches(number), [(number, breach)]);
@@ -428,6 +497,11 @@ mod tests {
             cpu: n as u32,
             tsc: n.wrapping_mul(0x9e37_79b9_7f4a_7c15),
             in_slow_path: n % 2 == 1,
+            sender: n.is_multiple_of(2).then(|| Sender {
+                cpu: Some(n as u32),
+                comm: [n as u8; 16],
+                ..Sender::default()
+            }),
         };
         std::thread::scope(|scope| {
             let writer = scope.spawn(|| (0..N).for_each(|n| status.words().record(&breach(n))));

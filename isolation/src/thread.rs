@@ -10,6 +10,7 @@
 #![allow(unsafe_code, reason = "mappings and the thread-local pointer; see each block")]
 
 use crate::arena;
+use crate::backend::task_isolation::{self, Half, Refusal};
 use crate::budget::Purse;
 use crate::mode::{Mode, OnBreach, Quiesce};
 use crate::quiesce::quiesce;
@@ -34,17 +35,34 @@ const BLOCK: u8 = 1;
 /// Tells a live page from one that a fork has wiped.
 const ALIVE: u64 = 0x6973_6f70_6c61_6e65;
 
+/// What the gate is made of. All zero is no gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Gate {
+    /// The backend enforces nothing: the gate is a formality.
+    None = 0,
+    /// The selector of syscall user dispatch: one byte that the thread writes.
+    Dispatch,
+    /// The kernel's task isolation: opened and shut by a call that it exempts.
+    Kernel,
+}
+
+/// What [`Thread::seen`] is when the next turn has to look: the kernel's word is even outside the kernel.
+const LOOK: u32 = 1;
+
 /// See the module. All zero is what a forked child sees.
 #[repr(C, align(64))]
 #[derive(Debug)]
 pub(crate) struct Thread {
-    // The kernel reads the selector at each system call, the worker the state each turn.
+    // The kernel reads the selector at each system call, the worker `seen` each turn.
     pub(crate) selector: AtomicU8,
     _pad: [u8; 3],
     pub(crate) state: AtomicU32,
     alive: AtomicU64,
-    /// Whether system calls are trapped at all (the dispatch backend), or the gate is a formality.
-    gated: Cell<bool>,
+    /// The kernel's word (`seq` of its status block) as it was when the thread was isolated and the news were
+    /// last taken, [`LOOK`] while it is not isolated. Under the other backends that word stays 0.
+    seen: Cell<u32>,
+    gate: Cell<Gate>,
     mode: Cell<Mode>,
     on_breach: Cell<OnBreach>,
     quiesce: Cell<Quiesce>,
@@ -56,7 +74,12 @@ pub(crate) struct Thread {
     visits: Cell<u32>,
     words: Cell<Option<NonNull<Words>>>,
     scratch: Cell<*mut u8>,
+    /// The part of the backend `task-isolation`.
+    pub(crate) kernel: Half,
 }
+
+// The kernel wants its block in one page, and the page has to hold all of it.
+const _: () = assert!(size_of::<Thread>() <= PAGE);
 
 /// Why a visit to the kernel was not made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -104,6 +127,41 @@ impl Thread {
         self.words.get().map(|words| unsafe { words.as_ref() })
     }
 
+    pub(crate) fn gate(&self) -> Gate {
+        self.gate.get()
+    }
+
+    /// Isolated, and nothing has happened that a turn would have to look at. One load of a word that only
+    /// the kernel writes, and one of the thread's own.
+    #[inline(always)]
+    pub(crate) fn is_undisturbed(&self) -> bool {
+        self.kernel.block.seq() == self.seen.get()
+    }
+
+    /// The kernel's news so far are taken.
+    pub(crate) fn saw(&self) {
+        self.seen.set(self.kernel.block.seq());
+        compiler_fence(Ordering::SeqCst);
+        // A breach's handler may have come in between.
+        if self.state() != State::Armed {
+            self.seen.set(LOOK);
+        }
+    }
+
+    /// Takes the kernel's counts, where the kernel has any.
+    pub(crate) fn take_counts(&self) {
+        if self.gate.get() == Gate::Kernel {
+            task_isolation::take_counts(self);
+        }
+    }
+
+    /// Takes the kernel's news, where the kernel has any.
+    pub(crate) fn look(&self) {
+        if self.gate.get() == Gate::Kernel {
+            task_isolation::look(self);
+        }
+    }
+
     #[inline(always)]
     pub(crate) fn state(&self) -> State {
         State::from_u32(self.state.load(Ordering::Relaxed))
@@ -112,6 +170,7 @@ impl Thread {
     /// Sets the state, here and for observers.
     pub(crate) fn set_state(&self, state: State) {
         self.state.store(state as u32, Ordering::Relaxed);
+        self.seen.set(if state == State::Armed { self.kernel.block.seq() } else { LOOK });
         if let Some(words) = self.words() {
             words.state.store(state as u32, Ordering::Release);
         }
@@ -120,15 +179,18 @@ impl Thread {
     /// From here on system calls pass.
     #[inline(always)]
     pub(crate) fn open(&self) {
+        if self.gate.get() == Gate::Kernel {
+            return task_isolation::disable(self);
+        }
         self.selector.store(ALLOW, Ordering::Relaxed);
         compiler_fence(Ordering::SeqCst);
     }
 
-    /// From here on they do not, where the backend can stop them.
+    /// From here on they do not, under `dispatch`.
     #[inline(always)]
     pub(crate) fn shut(&self) {
         compiler_fence(Ordering::SeqCst);
-        if self.gated.get() {
+        if self.gate.get() == Gate::Dispatch {
             self.selector.store(BLOCK, Ordering::Relaxed);
         }
     }
@@ -139,12 +201,35 @@ impl Thread {
         self.selector.load(Ordering::Relaxed) == BLOCK
     }
 
+    /// As far as a program can do it; the kernel does better where it isolates.
     pub(crate) fn quiesce(&self) {
-        quiesce(self.quiesce.get(), self.scratch.get(), self.real_time.get());
+        if self.gate.get() != Gate::Kernel {
+            quiesce(self.quiesce.get(), self.scratch.get(), self.real_time.get());
+        }
     }
 
     /// Isolated from here on: the last thing that arming does.
-    pub(crate) fn isolate(&self) {
+    pub(crate) fn isolate(&self) -> Result<(), Refusal> {
+        if self.gate.get() != Gate::Kernel {
+            self.shut_gate();
+            return Ok(());
+        }
+        arena::serve(true);
+        self.set_state(State::Armed);
+        match task_isolation::enable(self) {
+            Ok(()) => {
+                self.saw();
+                Ok(())
+            }
+            Err(refusal) => {
+                self.release();
+                Err(refusal)
+            }
+        }
+    }
+
+    /// As [`Thread::isolate`], where the gate is the thread's own.
+    pub(crate) fn shut_gate(&self) {
         arena::serve(true);
         self.set_state(State::Armed);
         self.shut();
@@ -211,14 +296,21 @@ impl Thread {
         if !was_armed || self.state() != State::SlowPath {
             return;
         }
+        // The visit may have installed handlers.
         #[cfg(target_arch = "x86_64")]
-        if self.gated.get() {
-            crate::backend::dispatch::after_visit(self);
+        if let Err(error) = match self.gate.get() {
+            Gate::None => Ok(()),
+            Gate::Dispatch => crate::backend::dispatch::keep_signals(self),
+            Gate::Kernel => crate::backend::handlers::keep_signals(self, task_isolation::SIGNALS),
+        } {
+            tracing::warn!("cannot take SIGSYS and SIGTRAP back: {error}");
         }
         self.quiesce();
         // Again: quiescing may fault.
-        if self.state() == State::SlowPath {
-            self.isolate();
+        if self.state() == State::SlowPath
+            && let Err(refusal) = self.isolate()
+        {
+            task_isolation::unquiet(self, &refusal);
         }
     }
 
@@ -291,7 +383,7 @@ pub(crate) struct Setup {
     pub(crate) on_breach: OnBreach,
     pub(crate) quiesce: Quiesce,
     pub(crate) real_time: bool,
-    pub(crate) gated: bool,
+    pub(crate) gate: Gate,
     pub(crate) purse: Purse,
 }
 
@@ -330,7 +422,8 @@ impl Page {
             _pad: [0; 3],
             state: AtomicU32::new(State::Off as u32),
             alive: AtomicU64::new(ALIVE),
-            gated: Cell::new(setup.gated),
+            seen: Cell::new(LOOK),
+            gate: Cell::new(setup.gate),
             mode: Cell::new(setup.mode),
             on_breach: Cell::new(setup.on_breach),
             quiesce: Cell::new(setup.quiesce),
@@ -341,6 +434,7 @@ impl Page {
             words: Cell::new(Some(NonNull::from(page._status.words()))),
             // SAFETY: inside the mapping.
             scratch: Cell::new(unsafe { base.byte_add(3 * PAGE) }.cast().as_ptr()),
+            kernel: Half::default(),
         };
         // SAFETY: the thread page is mapped writable, page-aligned, larger than a `Thread`, and nothing
         // refers to it yet.

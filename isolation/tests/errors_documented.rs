@@ -17,14 +17,17 @@ const SOURCES: [&str; 6] = [
 ];
 
 /// What is said by other means, and where.
-const MESSAGES: [(&str, &str); 17] = [
+const MESSAGES: [(&str, &str); 20] = [
     ("isolation/src/error.rs", "cannot isolate this thread"),
-    ("isolation/src/backend/mod.rs", "it needs a kernel with the task-isolation patches"),
+    ("isolation/src/backend/task_isolation/mod.rs", "it needs a kernel with the task-isolation patches"),
+    ("isolation/src/backend/task_isolation/mod.rs", "the kernel's task isolation is of version"),
+    ("isolation/src/backend/task_isolation/mod.rs", "the kernel's task isolation lacks modes"),
+    ("isolation/src/backend/mod.rs", "it isolates a CPU, and the thread is not pinned to one"),
     ("isolation/src/backend/mod.rs", "it is written for x86-64; elsewhere there is advisory only"),
     ("isolation/src/backend/mod.rs", "; there are auto, task-isolation, dispatch, advisory"),
     ("isolation/src/backend/dispatch/mod.rs", "this kernel has no syscall user dispatch"),
-    ("isolation/src/backend/dispatch/mod.rs", "a handler for SIGSYS or SIGTRAP was installed over that"),
-    ("isolation/src/backend/dispatch/handlers.rs", "a handler blocks SIGSYS or SIGTRAP while it runs"),
+    ("isolation/src/backend/handlers.rs", "a handler for SIGSYS or SIGTRAP was installed over that"),
+    ("isolation/src/backend/handlers.rs", "a handler blocks SIGSYS or SIGTRAP while it runs"),
     ("isolation/src/isolation.rs", "the thread that was isolated here before ended without reporting"),
     ("isolation/src/isolation.rs", "after dropping privileges"),
     ("isolation/src/isolation.rs", "cannot fold the kernel's per-CPU statistics"),

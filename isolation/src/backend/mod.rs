@@ -5,10 +5,18 @@
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod dispatch;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod handlers;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod sys;
+pub(crate) mod task_isolation;
 
 use crate::error::{Unmet, Weakness};
-use crate::thread::{Page, Thread};
+use crate::mode::Quiesce;
+use crate::prepare::cpu::{Cpu, Facts};
+use crate::thread::{Gate, Page, Thread};
 use std::fmt;
+use std::time::Duration;
 
 /// How isolation is enforced.
 ///
@@ -17,6 +25,13 @@ use std::fmt;
 /// | `task-isolation` | a kernel with the task-isolation patches | everything but NMI; cause, address or syscall, and in debug mode the sender of an IPI, before user code resumes | NMI |
 /// | `dispatch` | Linux >= 5.13, x86-64 | syscalls (syscall user dispatch: number and call address) and page faults (perf `sigtrap`: address) | ticks, IPIs, device interrupts, preemptions, migrations: counts by cause from a housekeeping sampler, sender where tracepoints may be read |
 /// | `advisory` | Linux | nothing | counts |
+///
+/// `Auto` takes the first of these that works for the thread. `task-isolation` is for a thread that is pinned
+/// to a `nohz_full` CPU; on a patched kernel any other thread gets `dispatch`, with a
+/// [`Weakness`](crate::Weakness) that says why.
+///
+/// **What a visit is** differs: under `task-isolation` isolation is off during a visit to the slow path, so
+/// nothing in it is a breach; under `dispatch` a page fault in it is one, as in the rest of the mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Backend {
@@ -66,21 +81,54 @@ impl Backend {
         }
     }
 
-    /// The backend that this choice comes to on the running machine. For a thread that is not isolated.
+    /// The backend that this choice comes to on the running machine, for a thread on the best CPU that it
+    /// has. For a thread that is not isolated.
     ///
     /// # Errors
     /// [`Unmet::Backend`] when it is not to be had.
     pub fn probe(self) -> Result<Self, Unmet> {
         match self {
-            Self::TaskIsolation => Err(Unmet::Backend {
-                backend: self,
-                reason:
-                    "it needs a kernel with the task-isolation patches, and this version cannot use one yet"
-                        .to_owned(),
-            }),
+            Self::TaskIsolation => task_isolation::probe().map(|()| self),
             Self::Dispatch => probe_dispatch().map(|()| self),
             Self::Advisory => Ok(self),
-            Self::Auto => Ok(if probe_dispatch().is_ok() { Self::Dispatch } else { Self::Advisory }),
+            Self::Auto => {
+                let quiet = crate::prepare::cpu::nohz_full().iter().next();
+                Ok(Self::for_thread(quiet).0)
+            }
+        }
+    }
+
+    /// As [`Backend::probe`], for a thread that will be pinned to this CPU, and in which way that is less than
+    /// the kernel could do.
+    pub(crate) fn choose(self, cpu: Option<Cpu>) -> Result<(Self, Option<Weakness>), Unmet> {
+        match self {
+            Self::TaskIsolation if cpu.is_none() => Err(Unmet::Backend {
+                backend: self,
+                reason: "it isolates a CPU, and the thread is not pinned to one; use Isolation::on"
+                    .to_owned(),
+            }),
+            Self::Auto => Ok(Self::for_thread(cpu)),
+            named => named.probe().map(|backend| (backend, None)),
+        }
+    }
+
+    fn for_thread(cpu: Option<Cpu>) -> (Self, Option<Weakness>) {
+        let rest = if probe_dispatch().is_ok() { Self::Dispatch } else { Self::Advisory };
+        if task_isolation::probe().is_err() {
+            return (rest, None);
+        }
+        match cpu {
+            Some(cpu) if Facts::of(cpu).nohz_full => (Self::TaskIsolation, None),
+            cpu => (rest, Some(Weakness::TaskIsolationUnused { backend: rest, cpu })),
+        }
+    }
+
+    /// What the gate of a thread is made of.
+    pub(crate) const fn gate(self) -> Gate {
+        match self {
+            Self::TaskIsolation => Gate::Kernel,
+            Self::Dispatch => Gate::Dispatch,
+            Self::Auto | Self::Advisory => Gate::None,
         }
     }
 }
@@ -119,19 +167,35 @@ fn probe_dispatch() -> Result<(), Unmet> {
 #[derive(Debug)]
 pub(crate) enum Engine {
     #[cfg(target_arch = "x86_64")]
+    TaskIsolation(task_isolation::Engine),
+    #[cfg(target_arch = "x86_64")]
     Dispatch(dispatch::Engine),
     Advisory,
 }
 
+/// What a backend has to know of how isolation was asked for.
+pub(crate) struct Wanted {
+    pub(crate) cpu: Option<Cpu>,
+    pub(crate) quiesce: Quiesce,
+    pub(crate) settle: Duration,
+}
+
 impl Engine {
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables, reason = "there is advisory only"))]
     pub(crate) fn prepare(
         backend: Backend,
         page: &Page,
+        wanted: &Wanted,
         weaknesses: &mut Vec<Weakness>,
     ) -> Result<Self, Unmet> {
-        match backend {
+        match (backend, wanted.cpu) {
             #[cfg(target_arch = "x86_64")]
-            Backend::Dispatch => {
+            (Backend::TaskIsolation, Some(cpu)) => {
+                task_isolation::Engine::prepare(page, cpu, wanted.quiesce, wanted.settle)
+                    .map(Self::TaskIsolation)
+            }
+            #[cfg(target_arch = "x86_64")]
+            (Backend::Dispatch, _) => {
                 weaknesses.push(Weakness::InterruptsObserved);
                 dispatch::Engine::prepare(page, weaknesses).map(Self::Dispatch)
             }
@@ -146,13 +210,21 @@ impl Engine {
     pub(crate) fn sees_faults(&self) -> bool {
         match self {
             #[cfg(target_arch = "x86_64")]
+            Self::TaskIsolation(_) => true,
+            #[cfg(target_arch = "x86_64")]
             Self::Dispatch(engine) => engine.sees_faults(),
             Self::Advisory => false,
         }
     }
 
+    /// Everything but isolating the thread itself.
     pub(crate) fn arm(&self, thread: &Thread) -> Result<(), Unmet> {
         match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::TaskIsolation(_) => {
+                handlers::let_through(task_isolation::SIGNALS, 1..=libc::SIGRTMAX());
+                handlers::keep_signals(thread, task_isolation::SIGNALS)
+            }
             #[cfg(target_arch = "x86_64")]
             Self::Dispatch(engine) => engine.arm(thread),
             Self::Advisory => {
@@ -166,7 +238,9 @@ impl Engine {
     pub(crate) fn check(&self, thread: &Thread) -> Result<(), Unmet> {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Dispatch(engine) => engine.keep_signals(thread),
+            Self::TaskIsolation(_) => handlers::keep_signals(thread, task_isolation::SIGNALS),
+            #[cfg(target_arch = "x86_64")]
+            Self::Dispatch(_) => dispatch::keep_signals(thread),
             Self::Advisory => {
                 let _ = thread;
                 Ok(())
@@ -176,6 +250,9 @@ impl Engine {
 
     pub(crate) fn disarm(&self) {
         match self {
+            // Opening the gate was all.
+            #[cfg(target_arch = "x86_64")]
+            Self::TaskIsolation(_) => {}
             #[cfg(target_arch = "x86_64")]
             Self::Dispatch(engine) => engine.disarm(),
             Self::Advisory => {}
@@ -184,6 +261,8 @@ impl Engine {
 
     pub(crate) fn unprepare(&self) {
         match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::TaskIsolation(engine) => engine.unprepare(),
             #[cfg(target_arch = "x86_64")]
             Self::Dispatch(engine) => engine.unprepare(),
             Self::Advisory => {}

@@ -191,6 +191,12 @@ pub fn online() -> Result<CpuList, CpuError> {
     list("online")
 }
 
+/// CPUs whose tick stops while one thread runs there (`nohz_full=`); none where the kernel has no such.
+#[must_use]
+pub fn nohz_full() -> CpuList {
+    list("nohz_full").unwrap_or_default()
+}
+
 /// CPUs that the calling thread may run on now: its affinity, within its cpuset.
 #[must_use]
 pub fn allowed() -> CpuList {

@@ -10,14 +10,12 @@
 //! | the gate is one byte that the thread itself writes | the slow path costs no system call to enter or leave |
 //! | the thread's page is wiped by fork | neither trapping nor events are inherited, and a child must not think they are |
 
-mod handlers;
-pub(crate) mod sys;
-
+use super::handlers;
+use super::sys::{self, FaultEvent};
 use crate::error::{Unmet, Weakness};
 use crate::thread::Thread;
 use nix::errno::Errno;
 use std::sync::OnceLock;
-use sys::FaultEvent;
 
 /// Whether the running kernel can do it, or why it cannot. The kernel is asked once, by the first thread
 /// that wants to know, which is not isolated yet: the answer is a system call.
@@ -32,32 +30,14 @@ pub(crate) fn probe() -> Result<(), Unmet> {
     })
 }
 
-/// SIGSYS and SIGTRAP, as a mask.
-const OURS: u64 = 1 << (libc::SIGSYS - 1) | 1 << (libc::SIGTRAP - 1);
+/// The signals that breaches come as.
+pub(crate) const SIGNALS: &[libc::c_int] = &[libc::SIGSYS, libc::SIGTRAP];
 
-/// Opens the signals again if somebody has blocked them, also in handlers, and takes them back if somebody has installed
-/// handlers of their own for them.
-fn keep_signals(thread: &Thread) -> Result<(), Unmet> {
-    sys::unblock(OURS);
-    // The rest is blocked, unless the program has opened it: looked at when the thread arms.
-    handlers::let_through([libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL]);
-    if handlers::have_signals() {
-        return Ok(());
-    }
-    tracing::warn!(
-        "a handler for SIGSYS or SIGTRAP was installed over that of the isolation; it gets \
-         what is not the isolation's, and the signals are the isolation's again"
-    );
-    let restorer = handlers::take_signals().map_err(|errno| Unmet::Call { call: "sigaction", errno })?;
-    thread.restorer.set(restorer);
-    Ok(())
-}
-
-/// Before the gate is shut behind a visit: the visit may have installed handlers.
-pub(crate) fn after_visit(thread: &Thread) {
-    if let Err(error) = keep_signals(thread) {
-        tracing::warn!("cannot take SIGSYS and SIGTRAP back: {error}");
-    }
+/// As [`handlers::keep_signals`], and opens them in the handlers of what instructions raise: those signals the
+/// preparation leaves open, the rest only the program, which is looked at when the thread arms.
+pub(crate) fn keep_signals(thread: &Thread) -> Result<(), Unmet> {
+    handlers::let_through(SIGNALS, [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL]);
+    handlers::keep_signals(thread, SIGNALS)
 }
 
 /// What one prepared thread holds of the backend.
@@ -72,7 +52,7 @@ impl Engine {
     pub(crate) fn prepare(page: &crate::thread::Page, weaknesses: &mut Vec<Weakness>) -> Result<Self, Unmet> {
         let failed = |call| move |errno: Errno| Unmet::Call { call, errno };
         let thread = page.thread();
-        thread.restorer.set(handlers::take_signals().map_err(failed("sigaction"))?);
+        thread.restorer.set(handlers::take_signals(SIGNALS).map_err(failed("sigaction"))?);
         let (base, bytes) = page.signal_stack();
         let stack = sys::SignalStack::set(base, bytes).map_err(failed("sigaltstack"))?;
         let faults = match FaultEvent::open(handlers::perf_data(thread)) {
@@ -94,7 +74,7 @@ impl Engine {
     pub(crate) fn arm(&self, thread: &Thread) -> Result<(), Unmet> {
         let failed = |call| move |errno: Errno| Unmet::Call { call, errno };
         keep_signals(thread)?;
-        handlers::let_through(1..=libc::SIGRTMAX());
+        handlers::let_through(SIGNALS, 1..=libc::SIGRTMAX());
         if let Some(faults) = &self.faults {
             // Off first: many faults in one tick throttle an event until the next one (Linux
             // kernel/events/core.c, `max_samples_per_tick`), and being switched on anew ends that.
@@ -103,11 +83,6 @@ impl Engine {
         }
         sys::dispatch_on(&thread.selector, thread.restorer.get())
             .map_err(failed("prctl(PR_SET_SYSCALL_USER_DISPATCH)"))
-    }
-
-    /// Takes the signals back if somebody has installed handlers of their own for them.
-    pub(crate) fn keep_signals(&self, thread: &Thread) -> Result<(), Unmet> {
-        keep_signals(thread)
     }
 
     /// The gate is open already; from here on the kernel does not look at it.
@@ -126,7 +101,7 @@ impl Engine {
     /// Gives the thread its former signal stack back.
     pub(crate) fn unprepare(&self) {
         // A page fault that came while SIGTRAP was blocked waits still, and is nobody's after this.
-        sys::unblock(OURS);
+        sys::unblock(handlers::mask(SIGNALS));
         self.stack.restore();
     }
 }

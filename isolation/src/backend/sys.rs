@@ -1,4 +1,5 @@
-//! What the `dispatch` backend says to the kernel: constants, layouts and raw calls.
+//! What the `dispatch` backend says to the kernel, and what every backend needs of signals: constants,
+//! layouts and raw calls.
 //!
 //! Sources: Linux Documentation/admin-guide/syscall-user-dispatch.rst (5.11), include/uapi/linux/prctl.h,
 //! include/uapi/asm-generic/siginfo.h, include/uapi/linux/perf_event.h (`sigtrap`: 5.13).

@@ -1,5 +1,5 @@
-//! The two signal handlers of the `dispatch` backend: SIGSYS for a trapped system call, SIGTRAP for a
-//! page fault.
+//! The signal handlers of the backends that enforce: SIGSYS for a system call that `dispatch` trapped and
+//! for any breach that the kernel tells under `task-isolation`, SIGTRAP for a page fault under `dispatch`.
 //!
 //! Contract: async-signal-safe. They run on the thread's own signal stack with every signal blocked,
 //! touch only the thread's page, its status block and the interrupted context, allocate nothing and
@@ -9,10 +9,12 @@
 #![allow(unsafe_code, reason = "signal handlers and machine contexts; see each block")]
 
 use super::sys::{self, KernelAction, PerfTrapInfo, SYS_USER_DISPATCH, SigsysInfo, TRAP_PERF};
+use super::task_isolation::{self, uapi::SI_TASK_ISOLATION};
 use crate::cause::{Breach, Cause, Detail};
+use crate::error::Unmet;
 use crate::mode::{Mode, OnBreach};
 use crate::status::{State, bump};
-use crate::thread::Thread;
+use crate::thread::{Gate, Thread};
 use nix::errno::Errno;
 use std::cell::{Cell, UnsafeCell};
 use std::sync::Mutex;
@@ -99,16 +101,19 @@ static TAKING: Mutex<()> = Mutex::new(());
 
 type Handler = extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
 
-/// Takes SIGSYS and SIGTRAP for the process, unless they are ours already, and gives the address of the
-/// C library's signal restorer. Whoever had them gets what is not ours; a handler that the program
-/// installs later takes them away, which is seen and put right at the next arming.
-pub(crate) fn take_signals() -> Result<u64, Errno> {
+fn handler_of(signal: libc::c_int) -> Handler {
+    if signal == libc::SIGTRAP { on_sigtrap } else { on_sigsys }
+}
+
+/// Takes signals (SIGSYS, SIGTRAP or both) for the process, unless they are ours already, and gives the
+/// address of the C library's signal restorer. Whoever had them gets what is not ours; a handler that the
+/// program installs later takes them away, which is seen and put right at the next arming.
+pub(crate) fn take_signals(signals: &[libc::c_int]) -> Result<u64, Errno> {
     let _taking = TAKING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let mut restorer = 0;
-    for (signal, handler, former) in [
-        (libc::SIGSYS, on_sigsys as Handler, &FORMER_SYS),
-        (libc::SIGTRAP, on_sigtrap as Handler, &FORMER_TRAP),
-    ] {
+    for &signal in signals {
+        let handler = handler_of(signal);
+        let former = if signal == libc::SIGTRAP { &FORMER_TRAP } else { &FORMER_SYS };
         if sys::action_of(signal)?.handler != handler as usize as u64 {
             // SAFETY: all zero is a valid sigaction, filled in below; the handler has the signature that
             // SA_SIGINFO asks for.
@@ -130,10 +135,15 @@ pub(crate) fn take_signals() -> Result<u64, Errno> {
     Ok(restorer)
 }
 
-/// Lets SIGSYS and SIGTRAP through in every handler of these signals that blocks them while it runs: a
-/// system call that is trapped while SIGSYS is blocked kills the process, and nobody hears why. Says so.
-pub(crate) fn let_through(signals: impl IntoIterator<Item = libc::c_int>) {
-    let ours = 1u64 << (libc::SIGSYS - 1) | 1u64 << (libc::SIGTRAP - 1);
+/// Signals as a mask of the kernel's.
+pub(crate) fn mask(signals: &[libc::c_int]) -> u64 {
+    signals.iter().fold(0, |mask, signal| mask | 1 << (signal - 1))
+}
+
+/// Lets `ours` through in every handler of `signals` that blocks them while it runs: what the kernel has to
+/// tell by a signal that is blocked kills the process, and nobody hears why. Says so.
+pub(crate) fn let_through(ours: &[libc::c_int], signals: impl IntoIterator<Item = libc::c_int>) {
+    let ours = mask(ours);
     for signal in signals {
         let Ok(action) = sys::action_of(signal) else { continue };
         let handled = action.handler != libc::SIG_DFL as u64 && action.handler != libc::SIG_IGN as u64;
@@ -155,12 +165,29 @@ pub(crate) fn let_through(signals: impl IntoIterator<Item = libc::c_int>) {
     }
 }
 
-/// Whether both signals are still ours.
-pub(crate) fn have_signals() -> bool {
-    let ours = |signal, handler: Handler| {
-        sys::action_of(signal).is_ok_and(|action| action.handler == handler as usize as u64)
+/// Whether signals are still ours.
+fn have_signals(signals: &[libc::c_int]) -> bool {
+    let ours = |signal: &libc::c_int| {
+        let handler = handler_of(*signal) as usize as u64;
+        sys::action_of(*signal).is_ok_and(|action| action.handler == handler)
     };
-    ours(libc::SIGSYS, on_sigsys) && ours(libc::SIGTRAP, on_sigtrap)
+    signals.iter().all(ours)
+}
+
+/// Opens the signals again if somebody has blocked them, and takes them back if somebody has installed
+/// handlers of their own for them.
+pub(crate) fn keep_signals(thread: &Thread, signals: &[libc::c_int]) -> Result<(), Unmet> {
+    sys::unblock(mask(signals));
+    if have_signals(signals) {
+        return Ok(());
+    }
+    tracing::warn!(
+        "a handler for SIGSYS or SIGTRAP was installed over that of the isolation; it gets \
+         what is not the isolation's, and the signals are the isolation's again"
+    );
+    let restorer = take_signals(signals).map_err(|errno| Unmet::Call { call: "sigaction", errno })?;
+    thread.restorer.set(restorer);
+    Ok(())
 }
 
 thread_local! {
@@ -184,7 +211,10 @@ fn pass_on(former: &Formers, signal: libc::c_int, info: *mut libc::siginfo_t, co
     let level = if again { outer.level + 1 } else { 0 };
     // SAFETY: every siginfo has its code there; positive ones are the kernel's own.
     let raised = unsafe { (*info).si_code } > 0;
-    let isolated = |t: &&Thread| t.is_alive() && matches!(t.state(), State::Armed | State::SlowPath);
+    // Under `task-isolation` the kernel has the say: it has suspended or ended isolation by now.
+    let isolated = |t: &&Thread| {
+        t.is_alive() && t.gate() == Gate::Dispatch && matches!(t.state(), State::Armed | State::SlowPath)
+    };
     let mut resumed = None;
     if let Some(thread) = Thread::current().filter(isolated).filter(|_| !again) {
         let cause = if raised { Cause::Exception } else { Cause::Signal };
@@ -291,11 +321,16 @@ fn die() -> ! {
 fn breach(thread: &Thread, cause: Cause, detail: Detail) {
     let in_slow_path = thread.state() == State::SlowPath;
     thread.open();
+    let (cpu, tsc) = (cpu(thread), isoplane_memory::Clock::ticks());
+    broken(thread, &Breach { cause, detail, cpu, tsc, in_slow_path, sender: None });
+}
+
+/// Records a breach of a thread that is not isolated any more.
+pub(crate) fn broken(thread: &Thread, breach: &Breach) {
     // What the program does about a breach (a report, a backtrace) shall not use the arena up.
     crate::arena::serve(false);
     if let Some(words) = thread.words() {
-        let tsc = isoplane_memory::Clock::ticks();
-        words.record(&Breach { cause, detail, cpu: cpu(thread), tsc, in_slow_path });
+        words.record(breach);
     }
     thread.set_state(State::Broken);
     if thread.on_breach() == OnBreach::Abort {
@@ -337,6 +372,12 @@ fn needs_its_own_frame(number: libc::c_long) -> bool {
 extern "C" fn on_sigsys(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the kernel's siginfo for SIGSYS has this layout, and `code` is read first, which all have.
     let said = unsafe { &*info.cast::<SigsysInfo>() };
+    if said.code == SI_TASK_ISOLATION
+        && let Some(thread) = Thread::current().filter(|t| t.is_alive() && t.gate() == Gate::Kernel)
+        && task_isolation::on_signal(thread, registers(context)[libc::REG_RIP as usize] as u64)
+    {
+        return;
+    }
     let Some(thread) = Thread::current().filter(|t| t.is_alive() && said.code == SYS_USER_DISPATCH) else {
         return pass_on(&FORMER_SYS, signal, info, context);
     };
@@ -405,7 +446,7 @@ extern "C" fn on_sigsys(signal: libc::c_int, info: *mut libc::siginfo_t, context
 fn resume(thread: &Thread) {
     if thread.state() == State::SlowPath {
         thread.quiesce();
-        thread.isolate();
+        thread.shut_gate();
     }
 }
 
