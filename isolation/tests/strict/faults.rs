@@ -69,6 +69,7 @@ fn then_a_system_call() {
 }
 
 fn in_the_slow_path() {
+    lab::dispatch_only("a visit is outside isolation");
     let page = lab::cold_page();
     let parent = std::os::unix::process::parent_id();
     let status = lab::isolated(lab::isolation(), |strict, status| {
@@ -98,6 +99,7 @@ fn in_the_slow_path() {
 }
 
 fn in_the_slow_path_and_stop() {
+    lab::dispatch_only("a visit is outside isolation");
     let page = lab::cold_page();
     let stop = lab::isolation().on_breach(isoplane_isolation::OnBreach::Stop);
     let status = lab::isolated(stop, |strict, status| {
@@ -131,6 +133,7 @@ fn of_the_kernel_are_none() {
 
 /// A sibling that unmaps disturbs (by a TLB shootdown, which is observed) and breaks nothing.
 fn sibling_unmaps() {
+    lab::dispatch_only("what a sibling does to the memory map is a breach");
     const TIMES: u32 = 1000;
     static DONE: AtomicU32 = AtomicU32::new(0);
     static GO: AtomicBool = AtomicBool::new(false);
@@ -158,6 +161,7 @@ fn sibling_unmaps() {
 
 /// A sibling's fork makes every private page one to be copied: the worker's next write to each faults.
 fn sibling_forks() {
+    lab::dispatch_only("what a sibling does to the memory map is a breach");
     static STAGE: AtomicU32 = AtomicU32::new(0);
     let page = lab::pages(libc::PROT_READ | libc::PROT_WRITE);
     lab::store(page);
@@ -199,6 +203,7 @@ fn sibling_forks() {
 
 /// Only the thread that broke is told, and each counts for itself.
 fn two_isolated_threads() {
+    lab::dispatch_only("a CPU isolates one thread");
     const TURNS: usize = 50;
     static PAGE: AtomicPtr<u8> = AtomicPtr::new(std::ptr::null_mut());
     PAGE.store(lab::cold_page(), Ordering::Relaxed);

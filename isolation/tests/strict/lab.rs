@@ -4,6 +4,7 @@
 //! Contract: a case runs in a process of its own, which preparing for isolation locks, so what faults
 //! afterwards, faults because the case wants it to.
 
+use isoplane_isolation::prepare::cpu::nohz_full;
 use isoplane_isolation::{Backend, Breach, Cause, Cpu, Detail, Isolation, Prepared, Status, Strict};
 use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_getaffinity};
@@ -114,6 +115,19 @@ std::arch::global_asm!(
     "syscall",
     "xor eax, eax",
     "jmp 3b",
+    // lab_attempt_int3(): a breakpoint; 0, or 1 as above.
+    ".globl lab_attempt_int3",
+    "lab_attempt_int3:",
+    "push rbx",
+    "push rbp",
+    "push r12",
+    "push r13",
+    "push r14",
+    "push r15",
+    "mov [rip + lab_saved], rsp",
+    "int3",
+    "xor eax, eax",
+    "jmp 3b",
     ".globl lab_escape",
     "lab_escape:",
     "mov rsp, [rip + lab_saved]",
@@ -140,6 +154,8 @@ unsafe extern "C" {
     static lab_restorer: u8;
     fn lab_attempt(address: *mut u8) -> u32;
     fn lab_attempt_to_pause() -> u32;
+    #[allow(dead_code, reason = "for the guest's cases")]
+    fn lab_attempt_int3() -> u32;
     fn lab_escape() -> !;
 }
 
@@ -213,6 +229,13 @@ pub(crate) fn attempt(address: *mut u8) -> bool {
 pub(crate) fn attempt_to_pause() -> bool {
     // SAFETY: a call without arguments.
     unsafe { lab_attempt_to_pause() == 1 }
+}
+
+/// A breakpoint; true when a handler escaped by [`escape`] instead of returning.
+#[allow(dead_code, reason = "for the guest's cases")]
+pub(crate) fn attempt_int3() -> bool {
+    // SAFETY: an instruction without operands.
+    unsafe { lab_attempt_int3() == 1 }
 }
 
 /// `getpid` of the 32-bit interface.
@@ -348,6 +371,12 @@ pub(crate) fn warnings() -> Vec<String> {
 /// First of all in a case, and again in a forked child.
 pub(crate) fn start() {
     cpu();
+    if is_kernel() {
+        // What is started stays on the others, where the scheduler finds it a place; the cases pin to this one.
+        let mut both = CpuSet::new();
+        allowed().into_iter().chain([cpu().0]).for_each(|cpu| both.set(cpu).expect("CPU"));
+        nix::sched::sched_setaffinity(Pid::from_raw(0), &both).expect("affinity");
+    }
     // Refused the second time; a child inherits it.
     let _ = tracing::subscriber::set_global_default(Remember);
 }
@@ -359,21 +388,60 @@ pub(crate) fn allowed() -> Vec<usize> {
 }
 
 static CPU: OnceLock<usize> = OnceLock::new();
+static BACKEND: OnceLock<Backend> = OnceLock::new();
 
-/// A CPU of ours: the same all the time, and no system call to ask.
+/// A CPU of ours: the same all the time, and no system call to ask. One that the kernel can isolate, where it
+/// does that.
 pub(crate) fn cpu() -> Cpu {
-    Cpu(*CPU.get_or_init(|| *allowed().last().expect("a CPU")))
+    Cpu(*CPU.get_or_init(|| {
+        let quiet = nohz_full().iter().last().filter(|_| is_kernel());
+        quiet.map_or_else(|| *allowed().last().expect("a CPU"), |cpu| cpu.0)
+    }))
+}
+
+/// The backend under test: `ISOPLANE_TEST_BACKEND`, or the strongest there is.
+pub(crate) fn backend() -> Backend {
+    *BACKEND.get_or_init(|| match std::env::var("ISOPLANE_TEST_BACKEND") {
+        Ok(name) => name.parse().expect("a backend"),
+        // Not by Auto, which asks for the others too and remembers the answers.
+        Err(_) if Backend::TaskIsolation.probe().is_ok() && !nohz_full().is_empty() => Backend::TaskIsolation,
+        Err(_) => Backend::Dispatch,
+    })
+}
+
+/// Whether the kernel does it: `task-isolation`.
+pub(crate) fn is_kernel() -> bool {
+    backend() == Backend::TaskIsolation
+}
+
+/// Ends a case that is about what `dispatch` alone does, under another backend.
+pub(crate) fn dispatch_only(why: &str) {
+    if is_kernel() {
+        not_here(&format!("the kernel isolates: {why}"));
+    }
 }
 
 /// Strict isolation by the backend under test.
 pub(crate) fn isolation() -> Isolation {
-    Isolation::on(cpu()).backend(Backend::Dispatch)
+    Isolation::on(cpu()).backend(backend())
+}
+
+/// Entries of this cause that the mode allowed so far. The kernel's own counts are taken over by a look.
+pub(crate) fn allowed_entries(strict: &mut Strict<'_>, status: &Status, cause: Cause) -> u64 {
+    let _ = strict.is_armed();
+    status.snapshot().allowed.of(cause)
+}
+
+/// What the thread is doing, as of now.
+pub(crate) fn state(strict: &mut Strict<'_>, status: &Status) -> isoplane_isolation::State {
+    let _ = strict.is_armed();
+    status.state()
 }
 
 /// Prepares, where page faults must be seen.
 pub(crate) fn prepare(isolation: Isolation) -> Prepared {
     let prepared = isolation.prepare().expect("prepare");
-    assert_eq!(prepared.backend(), Backend::Dispatch);
+    assert_eq!(prepared.backend(), backend());
     assert!(prepared.sees_page_faults(), "{:?}", prepared.weaknesses());
     cool();
     prepared

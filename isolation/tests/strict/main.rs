@@ -1,4 +1,5 @@
-//! Strict isolation under the `dispatch` backend, by behaviour and with every fault that can be made:
+//! Strict isolation under the backend that this machine has (`dispatch` on a stock kernel,
+//! `task-isolation` on a patched one; `ISOPLANE_TEST_BACKEND` chooses), by behaviour and with every fault that can be made:
 //! each case is a process of its own, since signal handlers, locked memory and forks are matters of a
 //! whole process. Counts and causes are asserted, never times.
 

@@ -1,5 +1,5 @@
-//! What other processes do to an isolated thread: stop it, trace it, move it, signal it. None of that is
-//! a breach under this backend, none of it kills the thread, and it is enforced on afterwards as before.
+//! What other processes do to an isolated thread: stop it, trace it, move it, signal it. Under `dispatch` none
+//! of that is a breach; under any backend none of it kills the thread, and it is enforced on afterwards as before.
 
 use crate::common::Test;
 use crate::lab::{self, At, assert_syscall};
@@ -100,6 +100,7 @@ impl Worker {
 }
 
 fn stop_and_continue() {
+    lab::dispatch_only("stops are breaches");
     let worker = Worker::start();
     for _ in 0..20 {
         kill(worker.pid, Signal::SIGSTOP).expect("stop");
@@ -146,6 +147,7 @@ fn next_stop(pid: Pid) -> i32 {
 }
 
 fn attach_and_detach() {
+    lab::dispatch_only("stops are breaches");
     let worker = Worker::start();
     for _ in 0..100 {
         ptrace(libc::PTRACE_ATTACH, worker.pid, 0);
@@ -158,6 +160,7 @@ fn attach_and_detach() {
 }
 
 fn seize_and_interrupt() {
+    lab::dispatch_only("stops are breaches");
     let worker = Worker::start();
     ptrace(libc::PTRACE_SEIZE, worker.pid, 0);
     for _ in 0..100 {
@@ -192,6 +195,7 @@ fn breach_under_a_tracer() {
 
 /// Single steps raise SIGTRAP, which is the tracer's and never reaches the isolation.
 fn traced_step_by_step() {
+    lab::dispatch_only("stops are breaches");
     let worker = Worker::start();
     ptrace(libc::PTRACE_ATTACH, worker.pid, 0);
     next_stop(worker.pid);

@@ -192,6 +192,7 @@ fn release_and_rearm() {
 }
 
 fn insist() {
+    lab::dispatch_only("nothing is weaker there");
     let before = (lab::allowed(), lab::blocked_signals());
     let refused = lab::isolation().insist(true).prepare().unwrap_err();
     assert!(!refused.unmet.is_empty());
@@ -207,6 +208,9 @@ fn insist() {
 }
 
 fn task_isolation_is_refused() {
+    if Backend::TaskIsolation.probe().is_ok() {
+        lab::not_here("this kernel has task isolation");
+    }
     let refused = lab::isolation().backend(Backend::TaskIsolation).prepare().unwrap_err();
     let [Unmet::Backend { backend: Backend::TaskIsolation, reason }] = &refused.unmet[..] else {
         panic!("{refused}")
@@ -216,6 +220,7 @@ fn task_isolation_is_refused() {
 }
 
 fn auto_takes_dispatch() {
+    lab::dispatch_only("Auto takes task-isolation");
     let prepared = Isolation::on(lab::cpu()).prepare().expect("prepare");
     assert_eq!(prepared.backend(), Backend::Dispatch);
     assert!(prepared.weaknesses().contains(&Weakness::InterruptsObserved));

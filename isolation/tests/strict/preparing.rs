@@ -83,6 +83,9 @@ fn cpu_that_is_not_ours() {
 }
 
 fn everything_at_once() {
+    if Backend::TaskIsolation.probe().is_ok() {
+        lab::not_here("this kernel has task isolation, so the backend is not in the way");
+    }
     let refused = refused(Isolation::on(Cpu(5000)).backend(Backend::TaskIsolation));
     let [Unmet::Cpu(cpu), Unmet::Backend { reason, .. }] = &refused.unmet[..] else { panic!("{refused}") };
     let text = refused.to_string();
@@ -115,6 +118,7 @@ fn twice_while_armed() {
 /// Without the right to perf events page faults are not caught, which is said, with what to do; system
 /// calls are.
 fn perf_refused() {
+    lab::dispatch_only("it is about perf events, or syscall user dispatch");
     lab::filter(libc::SYS_perf_event_open, libc::SECCOMP_RET_ERRNO | libc::EACCES as u32);
     let page = lab::cold_page();
     let mut prepared = lab::isolation().prepare().expect("prepare");
@@ -137,6 +141,7 @@ fn perf_refused() {
 }
 
 fn perf_refused_and_insist() {
+    lab::dispatch_only("it is about perf events, or syscall user dispatch");
     lab::filter(libc::SYS_perf_event_open, libc::SECCOMP_RET_ERRNO | libc::EACCES as u32);
     let refused = refused(lab::isolation().insist(true));
     let lost = |unmet: &Unmet| matches!(unmet, Unmet::Weak(Weakness::PageFaultsUnseen { .. }));
@@ -145,6 +150,7 @@ fn perf_refused_and_insist() {
 
 /// A container that forbids prctl: `dispatch` is refused, `auto` goes on with what is left, and says so.
 fn dispatch_refused() {
+    lab::dispatch_only("it is about perf events, or syscall user dispatch");
     lab::filter(libc::SYS_prctl, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32);
     let refused = refused(lab::isolation());
     let [Unmet::Backend { backend: Backend::Dispatch, reason }] = &refused.unmet[..] else {
@@ -224,6 +230,7 @@ fn kept_until_the_thread_ends() {
 /// A page fault while SIGTRAP is blocked is told later: at the latest when isolation is given back, not
 /// when nobody is there any more who knows the signal.
 fn fault_that_waits() {
+    lab::dispatch_only("it is about perf events, or syscall user dispatch");
     let page = lab::cold_page();
     let mut prepared = lab::prepare(lab::isolation());
     let strict = prepared.arm().expect("arm");

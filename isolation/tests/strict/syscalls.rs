@@ -381,7 +381,9 @@ fn ends_itself(number: libc::c_long) {
     });
     assert_eq!(lab::ended(child), WaitStatus::Exited(child, 7));
     lab::no_breach(&status);
-    assert_eq!((status.state(), status.snapshot().armed), (State::Off, 1));
+    // Where the kernel isolates, no code of ours runs any more that could say so.
+    let state = if lab::is_kernel() { State::Armed } else { State::Off };
+    assert_eq!((status.state(), status.snapshot().armed), (state, 1));
 }
 
 fn exit() {
