@@ -55,8 +55,10 @@ pub mod field {
     pub const RECORDS: usize = 14;
     /// Diagnostic records lost.
     pub const RECORDS_LOST: usize = 15;
+    /// Interrupts within the settle window: quiesced again, no breaches (backend `task-isolation`).
+    pub const RACES: usize = 16;
     /// First of the breaches by cause.
-    pub const BREACHES: usize = 16;
+    pub const BREACHES: usize = 17;
     /// First of the interruptions by cause.
     pub const INTERRUPTIONS: usize = BREACHES + Cause::COUNT;
     /// Histogram of the lengths of visits, after those.
@@ -83,6 +85,7 @@ pub mod field {
                 Field::counter("arena_exhausted"),
                 Field::counter("diagnostics"),
                 Field::counter("diagnostics_lost"),
+                Field::counter("isolation_races"),
             ];
             for prefix in ["breach", "interruption"] {
                 // Made once, and names of fields live as long as the program.
@@ -193,6 +196,7 @@ fn publish(worker: &Worker, time: Time) {
     block.set(field::ARENA_EXHAUSTED, now.arena_exhausted);
     block.set(field::RECORDS, now.records);
     block.set(field::RECORDS_LOST, now.records_lost);
+    block.set(field::RACES, now.races);
     // A block counts visits by powers of two of ticks; in nanoseconds a bucket is one such power, too.
     let mut lengths = [0u64; 64];
     if let Time::Tsc(clock) = time {
@@ -222,6 +226,7 @@ fn sum_up(worker: &Worker) {
         %backend,
         breaches = breaches.total(),
         interruptions = interruptions.total(),
+        races = now.races,
         slow_path_visits = now.slow_path_visits,
         "isolation ended; breaches {breaches:?}; interruptions {interruptions:?}"
     );

@@ -10,6 +10,7 @@ use isoplane_isolation::{
     Status, Strict, StrictError,
 };
 use isoplane_memory::Kernel;
+use std::time::Duration;
 
 /// What isolation the workers of a dataplane get. The default is strict, by the best backend there is.
 #[derive(Debug, Clone)]
@@ -22,6 +23,9 @@ pub struct WorkerIsolation {
     pub on_breach: OnBreach,
     /// What is finished on the CPU before a worker goes on.
     pub quiesce: Quiesce,
+    /// How long after arming an interrupt counts as one that was on its way before, under the backend
+    /// `task-isolation`: see [`Isolation::settle_window`].
+    pub settle_window: Duration,
     /// How often a worker may visit the kernel.
     pub budget: Budget,
     /// Refuse to start where something would be weaker than full isolation.
@@ -53,6 +57,7 @@ impl Default for WorkerIsolation {
             mode: Mode::STRICT,
             on_breach: OnBreach::Report,
             quiesce: Quiesce::default(),
+            settle_window: Isolation::SETTLE_WINDOW,
             budget: Budget::UNLIMITED,
             insist: false,
             scheduling: Scheduling::Auto,
@@ -82,6 +87,7 @@ impl WorkerIsolation {
             .mode(self.mode)
             .on_breach(self.on_breach)
             .quiesce(self.quiesce)
+            .settle_window(self.settle_window)
             .budget(self.budget)
             .insist(self.insist)
             .scheduling(self.scheduling)

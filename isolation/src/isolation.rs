@@ -23,9 +23,6 @@ use std::marker::PhantomData;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-/// The settle window if nothing is said: longer than an IPI takes, shorter than anybody would call isolated.
-const SETTLE: Duration = Duration::from_micros(100);
-
 /// What isolation is asked for. Start with [`Isolation::on`].
 #[derive(Debug, Clone)]
 pub struct Isolation {
@@ -44,6 +41,9 @@ pub struct Isolation {
 }
 
 impl Isolation {
+    /// The settle window if nothing is said: longer than an IPI takes, shorter than anybody would call isolated.
+    pub const SETTLE_WINDOW: Duration = Duration::from_micros(100);
+
     /// Strict isolation on this CPU, by the best backend there is.
     #[must_use]
     pub fn on(cpu: Cpu) -> Self {
@@ -60,7 +60,7 @@ impl Isolation {
             on_breach: OnBreach::Report,
             backend: Backend::Auto,
             quiesce: Quiesce::default(),
-            settle_window: SETTLE,
+            settle_window: Self::SETTLE_WINDOW,
             budget: Budget::UNLIMITED,
             insist: false,
             status: None,
@@ -100,7 +100,7 @@ impl Isolation {
 
     /// How long after arming (and after an entry that the mode allows) an interrupt counts as one that was on
     /// its way before: the CPU is quiesced again, and it is counted among [`races`](crate::Snapshot::races)
-    /// instead of being a breach. 100 us if nothing is said, one second at most. Only the backend
+    /// instead of being a breach. [`SETTLE_WINDOW`](Self::SETTLE_WINDOW) if nothing is said, one second at most. Only the backend
     /// `task-isolation` asks.
     #[must_use]
     pub const fn settle_window(mut self, window: Duration) -> Self {

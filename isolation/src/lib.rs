@@ -7,7 +7,8 @@
 //!
 //! Useful alone: a program that wants one of its threads to run without the kernel takes this crate and
 //! nothing else. It needs Linux; breaches are caught on x86-64 from Linux 5.13 on: forbidden system calls
-//! without privileges, page faults where `kernel.perf_event_paranoid` is at most 2 or with CAP_PERFMON.
+//! without privileges, page faults where `kernel.perf_event_paranoid` is at most 2 or with CAP_PERFMON; and
+//! everything that can disturb a thread on a kernel with task isolation, without privileges.
 //!
 //! # The whole flow
 //!
@@ -64,8 +65,9 @@
 //! # Modes and backends
 //!
 //! What each mode allows is a table at [`Mode`]; what each backend needs, enforces and observes one at
-//! [`Backend`]. In short: in [`Mode::STRICT`] everything is forbidden, and of everything `dispatch` (any
-//! kernel) enforces system calls and page faults, `advisory` nothing.
+//! [`Backend`]. In short: in [`Mode::STRICT`] everything is forbidden, and of everything `task-isolation` (a
+//! kernel with the patches in `kernel/`) enforces all but non-maskable interrupts, `dispatch` (any kernel)
+//! system calls and page faults, `advisory` nothing.
 //!
 //! # Words
 //!

@@ -19,6 +19,8 @@ pub(crate) struct Isolation {
     pub(crate) armed: u64,
     /// Forbidden kernel entries that the backend caught.
     pub(crate) breaches: Entries,
+    /// Interrupts right after arming, which are no breaches (backend `task-isolation`).
+    pub(crate) races: u64,
     /// Kernel entries that were observed from another CPU.
     pub(crate) interruptions: Entries,
     /// System calls outside the slow path.
@@ -124,6 +126,7 @@ impl Isolation {
             state: State::from_number(block.value("isolation_state")).map_or("unknown", State::name),
             armed: block.value("armed"),
             breaches: Entries::new(block, "breach"),
+            races: block.value("isolation_races"),
             interruptions: Entries::new(block, "interruption"),
             worker_syscalls: block.value("worker_syscalls"),
             worker_page_faults: block.value("worker_page_faults"),
@@ -201,6 +204,7 @@ impl Isolation {
                 lines.push((title, counts.join(" · ")));
             }
         };
+        more("races", &[("interrupts right after arming", self.races)]);
         more("page faults", &[("caught", self.worker_page_faults), ("counted", self.kernel_page_faults)]);
         more("arena", &[("allocations", self.arena_allocations), ("exhausted", self.arena_exhausted)]);
         more("diagnostics", &[("records", self.diagnostics), ("lost", self.diagnostics_lost)]);
