@@ -251,6 +251,10 @@ impl Thread {
     ) -> Result<R, SlowPathError> {
         let kernel = Kernel::outside_isolation();
         let start = Clock::ticks();
+        if !self.is_undisturbed() {
+            // `ONESHOT` may have ended isolation, which a visit does not bring back.
+            self.look();
+        }
         match self.state() {
             State::SlowPath => {
                 // A signal handler may get here before the visit that it interrupts has opened the gate.

@@ -14,6 +14,7 @@ pub(crate) const CASES: &[Test] = &[
     ("modes::signals_suspend", signals_suspend),
     ("modes::handler_that_escapes", handler_that_escapes),
     ("modes::oneshot_interrupt", oneshot_interrupt),
+    ("modes::oneshot_and_a_visit", oneshot_and_a_visit),
     ("modes::races", races),
     ("modes::writes_then_silence", writes_then_silence),
 ];
@@ -112,12 +113,28 @@ fn oneshot_interrupt() {
         }
         lab::getppid();
         strict.turn().expect("turn");
+        // A visit does not bring it back.
+        assert_eq!(strict.slow_path(|_| 7), Ok(7));
         assert_eq!(status.state(), State::Off);
         strict.rearm().expect("rearm");
         lab::no_breach(status);
         assert_enforced(strict, status);
     });
     assert_eq!(status.snapshot().allowed.total(), 1);
+}
+
+/// A visit does not bring it back where no turn has seen that it is off.
+fn oneshot_and_a_visit() {
+    let mode = Mode::ALLOW_SYSCALLS | Mode::ONESHOT;
+    let status = lab::isolated(isolation().mode(mode), |strict, status| {
+        lab::getppid();
+        assert_eq!(isoplane_isolation::visit(|_| 7), Ok(7));
+        assert_eq!(status.state(), State::Off);
+        assert_eq!(status.snapshot().slow_path_visits, 0);
+        strict.turn().expect("turn");
+        assert!(!strict.is_armed());
+    });
+    lab::no_breach(&status);
 }
 
 /// Within the settle window an interrupt may have been sent before: counted apart, no breach.

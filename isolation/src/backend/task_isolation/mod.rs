@@ -321,8 +321,11 @@ mod here {
     pub(crate) fn look(thread: &Thread) {
         let breach = take_breach(thread, 0);
         take_counts(thread);
-        if let Some(breach) = breach {
-            return handlers::broken(thread, &breach);
+        match (breach, thread.words()) {
+            // Released since: it is reported when isolation is given back or begins anew.
+            (Some(breach), Some(words)) if thread.state() == State::Off => return words.record(&breach),
+            (Some(breach), _) => return handlers::broken(thread, &breach),
+            (None, _) => {}
         }
         if thread.state() != State::Armed {
             return;
