@@ -5,6 +5,7 @@
 #![deny(unsafe_code)]
 
 mod bench;
+mod kernel;
 mod packages;
 mod parts;
 mod report;
@@ -28,6 +29,9 @@ enum Command {
         /// Leaves a part out, and says so in the summary; may be given several times.
         #[arg(long, value_name = "PART", value_enum)]
         skip: Vec<parts::Part>,
+        /// Adds what takes long: the guest with a kernel that checks itself.
+        #[arg(long)]
+        full: bool,
     },
     /// Runs the side-by-side comparisons with peers.
     Bench {
@@ -40,6 +44,9 @@ enum Command {
         #[arg(long, default_value_t = 5)]
         runs: u32,
     },
+    /// Builds, boots and tests the kernel of kernel/patches, in QEMU.
+    #[command(subcommand)]
+    Kernel(kernel::Kernel),
 }
 
 /// The work tree's root: the directory above this package.
@@ -49,8 +56,17 @@ fn root() -> PathBuf {
 
 fn main() -> ExitCode {
     let outcome = match Args::parse().command {
-        Command::Test { skip } => test::run(&skip),
+        Command::Test { skip, full } => test::run(&skip, full),
         Command::Bench { names, json, runs } => bench::run(&names, json, runs),
+        Command::Kernel(command) => {
+            return match kernel::run(command) {
+                Ok(status) => ExitCode::from(status),
+                Err(reason) => {
+                    eprintln!("error: {reason}");
+                    ExitCode::FAILURE
+                }
+            };
+        }
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,

@@ -17,6 +17,10 @@ pub(crate) enum Part {
     Instructions,
     /// End-to-end tests across crates, in network namespaces; as root.
     Namespaces,
+    /// The patched kernel in QEMU: its kselftests, and the crates' tests for it.
+    Guest,
+    /// The same with a kernel that checks itself (lockdep, KASAN and the like); only with `--full`.
+    GuestDebug,
 }
 
 /// Packages whose tests are parts of their own.
@@ -46,6 +50,11 @@ impl Part {
             .then(|| "network namespaces and AF_XDP need root".to_owned())
     }
 
+    /// The parts of a run, in order.
+    pub(crate) fn all(full: bool) -> impl Iterator<Item = Self> {
+        Self::value_variants().iter().copied().filter(move |part| full || *part != Self::GuestDebug)
+    }
+
     /// Arguments for cargo, and then for the test harness.
     pub(crate) fn cargo(self) -> (Vec<&'static str>, Vec<&'static str>) {
         const TEST: [&str; 3] = ["test", "--all-features", "--no-fail-fast"];
@@ -69,11 +78,13 @@ impl Part {
                 test(&["--package", END_TO_END, "--all-targets"]),
                 vec!["--show-output", "--test-threads", "1"],
             ),
+            // Not cargo's: `kernel` runs them.
+            Self::Guest | Self::GuestDebug => (vec![], vec![]),
         }
     }
 
     /// Does the part run tests, so that its output holds counts?
     pub(crate) const fn counts(self) -> bool {
-        matches!(self, Self::Workspace | Self::Instructions | Self::Namespaces)
+        !matches!(self, Self::Format | Self::Clippy | Self::Rustdoc)
     }
 }

@@ -1,0 +1,158 @@
+//! `cargo xtask kernel`: builds the kernel of kernel/patches, boots it in QEMU and tests it there.
+//!
+//! Contract: what was built once is not built again as long as nothing that goes into it changes
+//! (`recipe`, `cache`). A guest never outlives us, and never writes to the machine outside what it is
+//! given (`guest`).
+
+mod cache;
+mod console;
+mod guest;
+mod recipe;
+mod source;
+mod suite;
+mod tap;
+mod tools;
+
+use crate::report::Tally;
+use cache::{Cache, Entry};
+use clap::{Args, Subcommand};
+use guest::{Job, Machine};
+use recipe::{Choice, Recipe};
+use std::path::PathBuf;
+use std::time::Duration;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Kernel {
+    /// Builds the kernel, or finds it in the cache, and prints where it is.
+    Build {
+        #[command(flatten)]
+        choice: Choice,
+    },
+    /// Boots the guest, runs a command as root on its CPU 0, and exits with the command's status.
+    Boot {
+        #[command(flatten)]
+        choice: Choice,
+        #[command(flatten)]
+        options: Options,
+        /// Ends the guest after so many seconds.
+        #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+        limit: u64,
+        /// The command and its arguments.
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
+    /// Boots the guest with an interactive shell; leaving the shell ends it.
+    Shell {
+        #[command(flatten)]
+        choice: Choice,
+        #[command(flatten)]
+        options: Options,
+    },
+    /// Runs the kselftests of the series and the crates' tests for the guest.
+    Test {
+        #[command(flatten)]
+        choice: Choice,
+        #[command(flatten)]
+        options: Options,
+        /// Only those with one of these in their name, such as `task_isolation/calls`; everything otherwise.
+        filters: Vec<String>,
+    },
+}
+
+/// How to boot.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Options {
+    /// CPUs; all but the first are isolated.
+    #[arg(long, default_value_t = 4)]
+    cpus: u32,
+    /// Adds kernel parameters.
+    #[arg(long, value_name = "PARAMETERS", allow_hyphen_values = true)]
+    append: Vec<String>,
+    /// Adds one argument for QEMU, such as `--qemu=-device --qemu=e1000e`.
+    #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
+    qemu: Vec<String>,
+    /// Shows the kernel's console as it comes, on standard error.
+    #[arg(long)]
+    console: bool,
+    /// A directory to which the guest may write: its /run/results.
+    #[arg(long, value_name = "DIR")]
+    results: Option<PathBuf>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { cpus: 4, append: Vec::new(), qemu: Vec::new(), console: false, results: None }
+    }
+}
+
+/// Runs the command; the exit status is the guest's command's.
+pub(crate) fn run(command: Kernel) -> Result<u8, String> {
+    match command {
+        Kernel::Build { choice } => {
+            println!("{}", build(&choice)?.path("").display());
+            Ok(0)
+        }
+        Kernel::Boot { choice, options, limit, command } => {
+            let entry = build(&choice)?;
+            let machine = machine(&entry, &options)?;
+            let script = command.iter().map(|word| suite::quoted(word)).collect::<Vec<_>>().join(" ");
+            let job = Job {
+                script: &script,
+                results: options.results.as_deref(),
+                limit: Duration::from_secs(limit),
+                silence: Duration::from_secs(limit),
+            };
+            let status = machine.run(&job, |line| println!("{line}"))?.status()?;
+            // More than 255 does not come out of a shell.
+            Ok(u8::try_from(status).unwrap_or(u8::MAX))
+        }
+        Kernel::Shell { choice, options } => {
+            let entry = build(&choice)?;
+            machine(&entry, &options)?.shell(options.results.as_deref()).map(|()| 0)
+        }
+        Kernel::Test { choice, options, filters } => {
+            let tally = test(&choice, &options, &filters)?;
+            for reason in &tally.skipped {
+                println!("skipped: {reason}");
+            }
+            for reason in &tally.not_here {
+                println!("nothing to test here: {reason}");
+            }
+            println!("\n{} passed, {} failed, {} skipped", tally.passed, tally.failed, tally.skipped.len());
+            Ok(u8::from(tally.failed > 0 || !tally.skipped.is_empty()))
+        }
+    }
+}
+
+/// Everything in the guest, for `cargo xtask test`.
+pub(crate) fn test_all(debug: bool) -> Result<Tally, String> {
+    test(&Choice { debug, ..Choice::default() }, &Options::default(), &[])
+}
+
+fn test(choice: &Choice, options: &Options, filters: &[String]) -> Result<Tally, String> {
+    let entry = build(choice)?;
+    let machine = machine(&entry, options)?;
+    suite::run(&machine, &entry.path("kselftest"), filters, choice.debug)
+}
+
+fn build(choice: &Choice) -> Result<Entry, String> {
+    tools::to_build()?;
+    Recipe::new(choice)?.kernel(&Cache::of_user()?)
+}
+
+fn machine(entry: &Entry, options: &Options) -> Result<Machine, String> {
+    tools::to_boot()?;
+    if !(1..=8).contains(&options.cpus) {
+        return Err(format!("--cpus {}: the guest's kernel takes 1 to 8", options.cpus));
+    }
+    if let Some(dir) = options.results.as_deref().filter(|dir| !dir.is_dir()) {
+        return Err(format!("--results {}: no such directory", dir.display()));
+    }
+    let mut machine = Machine::new(entry.path("bzImage"));
+    machine.keep.push(entry.path(""));
+    machine.cpus = options.cpus;
+    machine.append.clone_from(&options.append);
+    machine.qemu.clone_from(&options.qemu);
+    machine.console = options.console;
+    Ok(machine)
+}

@@ -1,0 +1,351 @@
+//! The tests that run in the guest: the series' kselftests, and test binaries of the crates named `guest*`.
+//!
+//! Contract: every program found is run and counted, also after one of them took the guest down; a guest
+//! that dies, hangs or whose kernel complains fails the suite, and the console says why.
+
+use super::guest::{Job, Machine};
+use super::recipe::KSELFTESTS;
+use super::tap;
+use crate::report::{self, Tally};
+use cargo_metadata::{Message, MetadataCommand, TargetKind};
+use std::fs;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+/// Test binaries with this prefix are about the guest. Elsewhere they print `not here: REASON`.
+const PREFIX: &str = "guest";
+/// Seconds for a program that does not say how many it takes.
+const SECONDS: u64 = 240;
+/// Under lockdep and KASAN everything takes longer.
+const SLOWER_DEBUGGED: u64 = 5;
+/// Guests that may die before we give up on the rest.
+const DEATHS: usize = 6;
+/// Starts lines by which the script says what it does.
+const MARK: &str = "@@isoplane@@";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Speaks {
+    Tap,
+    Rust,
+}
+
+/// One program to run inside.
+#[derive(Debug, Clone)]
+struct Program {
+    name: String,
+    dir: PathBuf,
+    command: Vec<String>,
+    speaks: Speaks,
+    seconds: u64,
+}
+
+/// Runs what matches one of the filters, or everything. A kernel that checks itself (`debugged`) gets more time.
+pub(crate) fn run(
+    machine: &Machine,
+    kselftests: &Path,
+    filters: &[String],
+    debugged: bool,
+) -> Result<Tally, String> {
+    let mut machine = machine.clone();
+    let mut programs = kselftest_programs(kselftests)?;
+    programs.extend(rust_programs(&mut machine.keep)?);
+    // Last: it judges what the others have left behind.
+    programs.extend(debugged.then(leaks));
+    programs.retain(|p| filters.is_empty() || filters.iter().any(|filter| p.name.contains(filter.as_str())));
+    if programs.is_empty() {
+        return Err(match filters {
+            [] => "there is nothing to run in the guest: no kselftests in the series, no tests named guest*"
+                .into(),
+            some => format!("no test for the guest has {} in its name", some.join(" or ")),
+        });
+    }
+    for program in programs.iter_mut().filter(|_| debugged) {
+        program.seconds *= SLOWER_DEBUGGED;
+    }
+    let mut total = Tally::default();
+    let mut left: &[Program] = &programs;
+    for _ in 0..DEATHS {
+        let done = boot(&machine, left, &mut total)?;
+        left = &left[done..];
+        if left.is_empty() {
+            return Ok(total);
+        }
+    }
+    for program in left {
+        println!("{}: FAILED: not run, the guest died too often", program.name);
+        total.failed += 1;
+    }
+    Ok(total)
+}
+
+/// Boots once for as many of the programs as it goes well; says how many were run.
+fn boot(machine: &Machine, programs: &[Program], total: &mut Tally) -> Result<usize, String> {
+    let longest = programs.iter().map(|p| p.seconds).max().unwrap_or(SECONDS);
+    let all: u64 = programs.iter().map(|p| p.seconds + 10).sum();
+    let script = script(programs);
+    let job = Job {
+        script: &script,
+        results: None,
+        limit: Duration::from_secs(all + 120),
+        silence: Duration::from_secs(longest + 90),
+    };
+    let mut progress = Progress { programs, current: None, done: 0, total };
+    let outcome = machine.run(&job, |line| progress.line(line))?;
+    let (done, current) = (progress.done, progress.current.take());
+    match outcome.status() {
+        Ok(_) if done == programs.len() => {}
+        // The script itself cannot fail; only what it runs.
+        Ok(status) => return Err(format!("the guest's script ended early, with status {status}")),
+        Err(reason) => {
+            let name = current.map_or("no test in particular", |_| programs[done].name.as_str());
+            println!("{name}: FAILED: {reason}");
+            total.failed += 1;
+        }
+    }
+    if outcome.booted.is_none() {
+        return Err("the guest did not boot".into());
+    }
+    // The program that was running when the guest died is not tried again.
+    Ok(programs.len().min(done + 1))
+}
+
+/// Reads what the script and its programs print.
+struct Progress<'a> {
+    programs: &'a [Program],
+    current: Option<Reading>,
+    done: usize,
+    total: &'a mut Tally,
+}
+
+enum Reading {
+    Tap(tap::Reader),
+    Rust(report::Reader),
+}
+
+impl Progress<'_> {
+    fn line(&mut self, line: &str) {
+        if let Some(mark) = line.strip_prefix(MARK) {
+            let Some(program) = self.programs.get(self.done) else { return };
+            match mark.trim().split_once(' ') {
+                Some(("begin", _)) => {
+                    self.current = Some(match program.speaks {
+                        Speaks::Tap => Reading::Tap(tap::Reader::default()),
+                        Speaks::Rust => Reading::Rust(report::Reader::default()),
+                    });
+                }
+                Some(("end", status)) => self.end(status.trim().parse().unwrap_or(-1)),
+                _ => {}
+            }
+            return;
+        }
+        let show = match &mut self.current {
+            Some(Reading::Tap(reader)) => reader.line(line),
+            Some(Reading::Rust(reader)) => reader.line(line),
+            None => true,
+        };
+        if show && !line.is_empty() {
+            println!("  {line}");
+        }
+    }
+
+    fn end(&mut self, status: i32) {
+        let Some(program) = self.programs.get(self.done) else { return };
+        let (tally, wrong) = match self.current.take() {
+            Some(Reading::Tap(reader)) => reader.finish(status),
+            Some(Reading::Rust(reader)) => {
+                let mut tally = reader.finish();
+                let wrong = (status != 0 && tally.failed == 0).then(|| format!("exit status {status}"));
+                tally.failed += u64::from(wrong.is_some());
+                (tally, wrong)
+            }
+            None => (Tally { failed: 1, ..Tally::default() }, Some("it never began".to_owned())),
+        };
+        let timed_out = matches!(status, 124 | 137).then(|| format!(" (limit: {} s)", program.seconds));
+        let wrong =
+            wrong.map(|text| format!(": {text}{}", timed_out.unwrap_or_default())).unwrap_or_default();
+        println!("{}: {} passed, {} failed{wrong}", program.name, tally.passed, tally.failed);
+        self.total.add(&tally);
+        self.done += 1;
+    }
+}
+
+/// Runs the programs one after the other, and says where each begins and ends.
+fn script(programs: &[Program]) -> String {
+    let mut text = String::from(
+        "run() { # NAME SECONDS DIRECTORY COMMAND...\n\
+         \t# On the console too, so that a complaint there has a name.\n\
+         \techo \"<4>isoplane: $1\" >/dev/kmsg\n",
+    );
+    text += &format!(
+        "\tprintf '\\n{MARK} begin %s\\n' \"$1\"\n\
+         \t(cd \"$3\" && CARGO_MANIFEST_DIR=$3 exec timeout --kill-after=5 \"$2\" \"${{@:4}}\")\n\
+         \tprintf '\\n{MARK} end %s\\n' $?\n}}\n"
+    );
+    for program in programs {
+        let words = program.command.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
+        let dir = quoted(&program.dir.to_string_lossy());
+        text += &format!("run {} {} {dir} {words}\n", quoted(&program.name), program.seconds);
+    }
+    text
+}
+
+/// A word as bash reads it back.
+pub(crate) fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', "'\\''"))
+}
+
+/// The installed kselftests, from the list that their build leaves.
+fn kselftest_programs(installed: &Path) -> Result<Vec<Program>, String> {
+    if !installed.exists() {
+        return Ok(Vec::new());
+    }
+    let list = installed.join("kselftest-list.txt");
+    let list = fs::read_to_string(&list).map_err(|e| format!("cannot read {}: {e}", list.display()))?;
+    let dir = installed.join(KSELFTESTS);
+    let settings = fs::read_to_string(dir.join("settings")).unwrap_or_default();
+    let seconds = settings.lines().find_map(|line| line.strip_prefix("timeout=")?.trim().parse().ok());
+    let prefix = format!("{KSELFTESTS}:");
+    let programs = list.lines().filter_map(|line| line.trim().strip_prefix(&prefix)).map(|name| Program {
+        name: format!("{KSELFTESTS}/{name}"),
+        dir: dir.clone(),
+        command: vec![format!("./{name}")],
+        speaks: Speaks::Tap,
+        seconds: seconds.filter(|seconds| *seconds > 0).unwrap_or(SECONDS),
+    });
+    Ok(programs.collect())
+}
+
+/// Asks kmemleak, twice: it takes an object for lost that it finds unreferenced and some seconds old.
+fn leaks() -> Program {
+    let script = "echo 1..1; leaks=/sys/kernel/debug/kmemleak; \
+                  for i in 1 2; do sleep 6; echo scan >$leaks || exit; done; \
+                  if [ -z \"$(cat $leaks)\" ]; then echo ok 1 no leaks; else cat $leaks; echo not ok 1 leaks; exit 1; fi";
+    Program {
+        name: "kernel/kmemleak".into(),
+        dir: "/".into(),
+        command: ["bash", "-c", script].map(str::to_owned).to_vec(),
+        speaks: Speaks::Tap,
+        seconds: SECONDS,
+    }
+}
+
+/// Builds the crates' tests for the guest. Where they are must be visible inside: added to `keep`.
+fn rust_programs(keep: &mut Vec<PathBuf>) -> Result<Vec<Program>, String> {
+    let metadata = MetadataCommand::new()
+        .current_dir(crate::root())
+        .no_deps()
+        .exec()
+        .map_err(|e| format!("cannot read the workspace: {e}"))?;
+    keep.push(metadata.target_directory.clone().into_std_path_buf());
+    let named = |target: &cargo_metadata::Target| {
+        target.kind.contains(&TargetKind::Test) && target.name.starts_with(PREFIX)
+    };
+    let mut programs = Vec::new();
+    for package in metadata.packages.iter().filter(|package| package.targets.iter().any(named)) {
+        let glob = format!("{PREFIX}*");
+        let args = ["test", "--no-run", "--all-features", "--message-format=json-render-diagnostics"];
+        let mut cargo = Command::new("cargo");
+        cargo.current_dir(crate::root()).args(args).args(["--package", &package.name, "--test", &glob]);
+        cargo.stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut cargo = cargo.spawn().map_err(|e| format!("cannot start cargo: {e}"))?;
+        let output = cargo.stdout.take().ok_or("cargo has no output")?;
+        let dir = package.manifest_path.parent().ok_or("a manifest at the root")?;
+        for message in Message::parse_stream(BufReader::new(output)) {
+            let message = message.map_err(|e| format!("cannot read what cargo says: {e}"))?;
+            let Message::CompilerArtifact(artifact) = message else { continue };
+            let Some(program) =
+                artifact.executable.filter(|_| artifact.profile.test && named(&artifact.target))
+            else {
+                continue;
+            };
+            let more = ["--show-output", "--test-threads=1", "--color=never"].map(str::to_owned);
+            programs.push(Program {
+                name: format!("{}/{}", package.name, artifact.target.name),
+                dir: dir.as_std_path().to_path_buf(),
+                command: [program.to_string()].into_iter().chain(more).collect(),
+                speaks: Speaks::Rust,
+                seconds: SECONDS * 2,
+            });
+        }
+        let status = cargo.wait().map_err(|e| format!("cannot wait for cargo: {e}"))?;
+        if !status.success() {
+            return Err(format!("the guest's tests of {} do not build", package.name));
+        }
+    }
+    programs.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(programs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn program(name: &str, speaks: Speaks, command: &[&str]) -> Program {
+        Program {
+            name: name.into(),
+            dir: std::env::temp_dir(),
+            command: command.iter().map(|&word| word.to_owned()).collect(),
+            speaks,
+            seconds: 5,
+        }
+    }
+
+    /// Runs the script here, as the guest's bash would.
+    fn play(programs: &[Program]) -> (Tally, usize) {
+        let script = script(programs).replace("/dev/kmsg", "/dev/null");
+        let output = Command::new("bash").arg("-c").arg(script).output().expect("bash");
+        let mut total = Tally::default();
+        let mut progress = Progress { programs, current: None, done: 0, total: &mut total };
+        String::from_utf8_lossy(&output.stdout).lines().for_each(|line| progress.line(line));
+        let done = progress.done;
+        (total, done)
+    }
+
+    #[test]
+    fn both_kinds_of_output_are_counted() {
+        let rust = "printf 'test result: FAILED. 2 passed; 1 failed; 0 ignored'; exit 101";
+        let programs = [
+            program("k", Speaks::Tap, &["bash", "-c", "echo 1..2; echo ok 1 it\\'s; echo ok 2 b"]),
+            program("r", Speaks::Rust, &["bash", "-c", rust]),
+        ];
+        let (tally, done) = play(&programs);
+        assert_eq!((tally.passed, tally.failed, done), (4, 1, 2));
+    }
+
+    #[test]
+    fn programs_that_crash_hang_or_say_nothing_fail() {
+        let mut hangs = program("hangs", Speaks::Rust, &["sleep", "60"]);
+        hangs.seconds = 1;
+        let programs = [
+            program("crashes", Speaks::Tap, &["bash", "-c", "echo 1..1; echo ok 1 a; kill -SEGV $$"]),
+            hangs,
+            program("silent", Speaks::Tap, &["true"]),
+            program("missing", Speaks::Rust, &["/nonexistent/program"]),
+        ];
+        let (tally, done) = play(&programs);
+        assert_eq!((tally.passed, tally.failed, done), (1, 4, 4));
+    }
+
+    #[test]
+    fn installed_kselftests_are_found_with_their_limit() {
+        let dir = tempfile::tempdir().expect("a directory");
+        assert!(kselftest_programs(&dir.path().join("none")).expect("none").is_empty());
+        assert!(kselftest_programs(dir.path()).is_err(), "half an installation");
+        fs::create_dir(dir.path().join(KSELFTESTS)).expect("made");
+        fs::write(dir.path().join(KSELFTESTS).join("settings"), "timeout=77\n").expect("written");
+        fs::write(dir.path().join("kselftest-list.txt"), format!("{KSELFTESTS}:calls\nnet:other\n"))
+            .expect("written");
+        let found = kselftest_programs(dir.path()).expect("found");
+        assert_eq!(found.len(), 1);
+        assert_eq!((found[0].name.as_str(), found[0].seconds), ("task_isolation/calls", 77));
+    }
+
+    #[test]
+    fn words_survive_the_shell() {
+        let word = "a 'b' $c \"d\" \\";
+        let output = Command::new("bash").arg("-c").arg(format!("printf %s {}", quoted(word))).output();
+        assert_eq!(String::from_utf8_lossy(&output.expect("bash").stdout), word);
+    }
+}
