@@ -1,5 +1,6 @@
 //! The parts of `cargo xtask test`, in the order in which they run: cheap checks first.
 
+use crate::kernel::Ask;
 use clap::ValueEnum;
 
 /// One part; its name is what `--skip` takes.
@@ -21,6 +22,8 @@ pub(crate) enum Part {
     Guest,
     /// The same with a kernel that checks itself (lockdep, KASAN and the like); only with `--full`.
     GuestDebug,
+    /// Whether the tests in the guest notice when a hook of the series is missing; only with `--full`.
+    Mutants,
 }
 
 /// Packages whose tests are parts of their own.
@@ -52,7 +55,10 @@ impl Part {
 
     /// The parts of a run, in order.
     pub(crate) fn all(full: bool) -> impl Iterator<Item = Self> {
-        Self::value_variants().iter().copied().filter(move |part| full || *part != Self::GuestDebug)
+        Self::value_variants()
+            .iter()
+            .copied()
+            .filter(move |part| full || !matches!(part, Self::GuestDebug | Self::Mutants))
     }
 
     /// Arguments for cargo, and then for the test harness.
@@ -78,8 +84,18 @@ impl Part {
                 test(&["--package", END_TO_END, "--all-targets"]),
                 vec!["--show-output", "--test-threads", "1"],
             ),
-            // Not cargo's: `kernel` runs them.
-            Self::Guest | Self::GuestDebug => (vec![], vec![]),
+            // Not cargo's.
+            Self::Guest | Self::GuestDebug | Self::Mutants => (vec![], vec![]),
+        }
+    }
+
+    /// What the part asks of the guest, if that is where it runs.
+    pub(crate) const fn guest(self) -> Option<Ask> {
+        match self {
+            Self::Guest => Some(Ask::Tests),
+            Self::GuestDebug => Some(Ask::DebugTests),
+            Self::Mutants => Some(Ask::Mutants),
+            _ => None,
         }
     }
 

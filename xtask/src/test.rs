@@ -62,11 +62,9 @@ fn one(part: Part, without_root: bool) -> Row {
         let tally = Tally { skipped: vec![reason], ..Tally::default() };
         return Row { part, ran: Ran::Skipped, took: start.elapsed(), tally };
     }
-    let outcome = match part {
-        Part::Guest | Part::GuestDebug => {
-            kernel::test_all(part == Part::GuestDebug).map(|tally| (tally.failed == 0, tally))
-        }
-        _ => execute(part).map_err(|error| format!("cannot start cargo: {error}")),
+    let outcome = match part.guest() {
+        Some(ask) => kernel::test_all(ask).map(|tally| (tally.failed == 0, tally)),
+        None => execute(part).map_err(|error| format!("cannot start cargo: {error}")),
     };
     let (success, mut tally) = outcome.unwrap_or_else(|reason| {
         println!("{reason}");

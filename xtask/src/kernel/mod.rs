@@ -20,6 +20,7 @@ use guest::{Job, Machine};
 use recipe::{Choice, Recipe};
 use std::path::PathBuf;
 use std::time::Duration;
+pub(crate) use suite::Ask;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Kernel {
@@ -54,6 +55,10 @@ pub(crate) enum Kernel {
         choice: Choice,
         #[command(flatten)]
         options: Options,
+        /// The mutation check instead: leaves out one hook of the series after the other, and fails when no test
+        /// notices. Takes the kernel of --debug.
+        #[arg(long)]
+        mutants: bool,
         /// Only those with one of these in their name, such as `task_isolation/calls`; everything otherwise.
         filters: Vec<String>,
     },
@@ -89,11 +94,11 @@ impl Default for Options {
 pub(crate) fn run(command: Kernel) -> Result<u8, String> {
     match command {
         Kernel::Build { choice } => {
-            println!("{}", build(&choice)?.path("").display());
+            println!("{}", kernel(&choice)?.path("").display());
             Ok(0)
         }
         Kernel::Boot { choice, options, limit, command } => {
-            let entry = build(&choice)?;
+            let entry = kernel(&choice)?;
             let machine = machine(&entry, &options)?;
             let script = command.iter().map(|word| suite::quoted(word)).collect::<Vec<_>>().join(" ");
             let job = Job {
@@ -107,11 +112,17 @@ pub(crate) fn run(command: Kernel) -> Result<u8, String> {
             Ok(u8::try_from(status).unwrap_or(u8::MAX))
         }
         Kernel::Shell { choice, options } => {
-            let entry = build(&choice)?;
+            let entry = kernel(&choice)?;
             machine(&entry, &options)?.shell(options.results.as_deref()).map(|()| 0)
         }
-        Kernel::Test { choice, options, filters } => {
-            let tally = test(&choice, &options, &filters)?;
+        Kernel::Test { mut choice, options, mutants, filters } => {
+            choice.debug |= mutants;
+            let ask = match (mutants, choice.debug) {
+                (true, _) => Ask::Mutants,
+                (_, true) => Ask::DebugTests,
+                _ => Ask::Tests,
+            };
+            let tally = test(&choice, &options, &filters, ask)?;
             for reason in &tally.skipped {
                 println!("skipped: {reason}");
             }
@@ -125,17 +136,22 @@ pub(crate) fn run(command: Kernel) -> Result<u8, String> {
 }
 
 /// Everything in the guest, for `cargo xtask test`.
-pub(crate) fn test_all(debug: bool) -> Result<Tally, String> {
-    test(&Choice { debug, ..Choice::default() }, &Options::default(), &[])
+pub(crate) fn test_all(ask: Ask) -> Result<Tally, String> {
+    let choice = Choice { debug: ask != Ask::Tests, ..Choice::default() };
+    test(&choice, &Options::default(), &[], ask)
 }
 
-fn test(choice: &Choice, options: &Options, filters: &[String]) -> Result<Tally, String> {
-    let entry = build(choice)?;
-    let machine = machine(&entry, options)?;
-    suite::run(&machine, &entry.path("kselftest"), filters, choice.debug)
+fn test(choice: &Choice, options: &Options, filters: &[String], ask: Ask) -> Result<Tally, String> {
+    let entry = kernel(choice)?;
+    let kselftests = Recipe::new(choice)?.kselftests(&Cache::of_user()?)?;
+    let mut machine = machine(&entry, options)?;
+    let kselftests = kselftests.as_ref().map(|entry| entry.path(""));
+    machine.keep.extend(kselftests.clone());
+    suite::run(&machine, kselftests.as_deref(), filters, ask)
 }
 
-fn build(choice: &Choice) -> Result<Entry, String> {
+/// The chosen kernel.
+fn kernel(choice: &Choice) -> Result<Entry, String> {
     tools::to_build()?;
     Recipe::new(choice)?.kernel(&Cache::of_user()?)
 }

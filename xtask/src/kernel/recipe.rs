@@ -66,76 +66,117 @@ impl Recipe {
         Ok(Self { identity: source.identity()?, source, patches, config, compiler })
     }
 
-    pub(crate) fn key(&self) -> Key {
+    /// Of the kernel: patches that only add tests and words do not change it.
+    fn kernel_key(&self) -> Key {
+        let patches = self.patches.iter().filter(|(_, text)| reaches_kernel(text));
+        self.key("kernel", self.config.as_bytes(), patches)
+    }
+
+    /// Of the kselftests, which are the same for every configuration.
+    fn kselftests_key(&self) -> Key {
+        self.key("kselftests", b"", self.patches.iter())
+    }
+
+    fn key<'a>(&self, what: &str, config: &[u8], patches: impl Iterator<Item = &'a Patch>) -> Key {
         let fixed = [
             ("layout", LAYOUT.as_bytes()),
+            ("what", what.as_bytes()),
             ("source", self.identity.as_bytes()),
-            ("config", self.config.as_bytes()),
+            ("config", config),
             ("compiler", self.compiler.as_bytes()),
         ];
-        let patches = self.patches.iter().map(|(name, text)| (name.as_str(), text.as_slice()));
-        Key::of(fixed.into_iter().chain(patches))
+        Key::of(fixed.into_iter().chain(patches.map(|(name, text)| (name.as_str(), text.as_slice()))))
     }
 
     /// The kernel, from the cache or built now.
     pub(crate) fn kernel(&self, cache: &Cache) -> Result<Entry, String> {
-        let key = self.key();
-        let (entry, built) = cache.entry(&key, |dir| {
+        self.entry(cache, "kernel", &self.kernel_key(), |tree, dir, log| {
+            // A stock kernel has no options of ours. One with our patches that has none is an error.
+            let config = match self.patches.is_empty() && !has_ours(tree) {
+                true => &without_ours(&self.config),
+                false => &self.config,
+            };
+            configure(tree, config, dir, log)?;
+            logged("building the kernel", make(tree).arg("bzImage"), log)?;
+            for (from, to) in
+                [("arch/x86/boot/bzImage", "bzImage"), ("System.map", "System.map"), (".config", "config")]
+            {
+                fs::rename(tree.join(from), dir.join(to))
+                    .map_err(|e| format!("the build made no {from}: {e}; see {}", log.display()))?;
+            }
+            Ok(())
+        })
+    }
+
+    /// The installed kselftests, likewise; nothing when this source has none of ours.
+    pub(crate) fn kselftests(&self, cache: &Cache) -> Result<Option<Entry>, String> {
+        let place = format!("tools/testing/selftests/{KSELFTESTS}");
+        let patched = self.patches.iter().any(|(_, text)| paths(text).any(|path| path.starts_with(&place)));
+        if !patched && !self.source.has(&place) {
+            return Ok(None);
+        }
+        self.entry(cache, "kselftests", &self.kselftests_key(), |tree, dir, log| {
+            logged("making the kernel's headers", make(tree).arg("headers"), log)?;
+            let mut install = make(tree);
+            install.args(["-C", "tools/testing/selftests", "FORCE_TARGETS=1", "install"]);
+            install.arg(format!("TARGETS={KSELFTESTS}")).arg(format!("INSTALL_PATH={}", dir.display()));
+            logged("building the kselftests", &mut install, log)
+        })
+        .map(Some)
+    }
+
+    /// An entry, which `build` fills from a patched copy of the source: (tree, entry, log).
+    fn entry(
+        &self,
+        cache: &Cache,
+        what: &str,
+        key: &Key,
+        build: impl FnOnce(&Path, &Path, &Path) -> Result<(), String>,
+    ) -> Result<Entry, String> {
+        let (entry, built) = cache.entry(key, |dir| {
             let patches = match self.patches.len() {
                 0 => "without patches".to_owned(),
                 n => format!("with {n} patches"),
             };
             let log = cache.root().join(format!("{}.log", key.as_str()));
-            eprintln!(
-                "building kernel {} from {} {patches}: some minutes; log: {}",
-                key.as_str(),
-                self.source.name(),
-                log.display()
-            );
+            let (id, source) = (key.as_str(), self.source.name());
+            eprintln!("building {what} {id} from {source} {patches}; log: {}", log.display());
             fs::write(&log, "").map_err(|e| format!("cannot write {}: {e}", log.display()))?;
             let start = Instant::now();
-            self.build(dir, cache.root(), &log)?;
+            let tree = dir.join("linux");
+            self.source.unpack(&tree, cache.root(), &log)?;
+            for patch in &self.patches {
+                apply(&tree, patch, dir, &log)?;
+            }
+            build(&tree, dir, &log)?;
+            fs::remove_dir_all(&tree).map_err(|e| format!("cannot remove {}: {e}", tree.display()))?;
             eprintln!("built in {:.0} s", start.elapsed().as_secs_f64());
             // Of use only as long as it may be asked why a build failed.
             let _ = fs::rename(&log, dir.join("build.log"));
             Ok(())
         })?;
         if !built {
-            eprintln!("kernel {} is in the cache", key.as_str());
+            eprintln!("{what} {} is in the cache", key.as_str());
         }
         Ok(entry)
     }
+}
 
-    /// Fills an entry.
-    fn build(&self, dir: &Path, kept: &Path, log: &Path) -> Result<(), String> {
-        let tree = dir.join("linux");
-        self.source.unpack(&tree, kept, log)?;
-        for patch in &self.patches {
-            apply(&tree, patch, dir, log)?;
-        }
-        // A stock kernel has no options of ours. One with our patches that has none is an error.
-        let config = match self.patches.is_empty() && !has_ours(&tree) {
-            true => &without_ours(&self.config),
-            false => &self.config,
-        };
-        configure(&tree, config, dir, log)?;
-        logged("building the kernel", make(&tree).arg("bzImage"), log)?;
-        for (from, to) in
-            [("arch/x86/boot/bzImage", "bzImage"), ("System.map", "System.map"), (".config", "config")]
-        {
-            fs::rename(tree.join(from), dir.join(to))
-                .map_err(|e| format!("the build made no {from}: {e}; see {}", log.display()))?;
-        }
-        if tree.join("tools/testing/selftests").join(KSELFTESTS).is_dir() {
-            logged("making the kernel's headers", make(&tree).arg("headers"), log)?;
-            let mut install = make(&tree);
-            install.arg("-C").arg("tools/testing/selftests");
-            install.args([&format!("TARGETS={KSELFTESTS}"), "FORCE_TARGETS=1", "install"]);
-            install.arg(format!("INSTALL_PATH={}", dir.join("kselftest").display()));
-            logged("building the kselftests", &mut install, log)?;
-        }
-        fs::remove_dir_all(&tree).map_err(|e| format!("cannot remove {}: {e}", tree.display()))
-    }
+/// The files that a patch in git's format is about.
+fn paths(patch: &[u8]) -> impl Iterator<Item = String> {
+    let text = String::from_utf8_lossy(patch).into_owned();
+    let paths = |line: &str| {
+        let (old, new) = line.strip_prefix("diff --git a/")?.split_once(" b/")?;
+        Some([old.to_owned(), new.to_owned()])
+    };
+    text.lines().filter_map(paths).flatten().collect::<Vec<_>>().into_iter()
+}
+
+/// Can this patch change the kernel? One that does not say what it is about can.
+fn reaches_kernel(patch: &[u8]) -> bool {
+    let aside = |path: String| path.starts_with("tools/testing/") || path.starts_with("Documentation/");
+    let mut paths = paths(patch).peekable();
+    paths.peek().is_none() || !paths.all(aside)
 }
 
 /// `make` in the tree, on all CPUs, so that the result depends on nothing but the recipe.
@@ -249,8 +290,8 @@ mod tests {
 
     #[test]
     fn whatever_goes_in_is_in_the_key() {
-        let base = recipe().key();
-        assert_eq!(base, recipe().key());
+        let base = recipe().kernel_key();
+        assert_eq!(base, recipe().kernel_key());
         let changes: [fn(&mut Recipe); 8] = [
             |r| r.identity.push('0'),
             |r| r.config.push_str("CONFIG_NUMA=y\n"),
@@ -265,12 +306,36 @@ mod tests {
         for change in changes {
             let mut recipe = recipe();
             change(&mut recipe);
-            keys.push(recipe.key());
+            keys.push(recipe.kernel_key());
         }
         keys.sort_by(|a, b| a.as_str().cmp(b.as_str()));
         let all = keys.len();
         keys.dedup();
         assert_eq!(keys.len(), all, "two recipes share a key");
+    }
+
+    #[test]
+    fn tests_and_words_leave_the_kernel_as_it_is() {
+        let patch = |paths: &[&str]| -> Vec<u8> {
+            paths.iter().flat_map(|path| format!("diff --git a/{path} b/{path}\n+x\n").into_bytes()).collect()
+        };
+        let tests = patch(&["tools/testing/selftests/task_isolation/a.c", "Documentation/a.rst"]);
+        assert!(!reaches_kernel(&tests));
+        assert!(reaches_kernel(&patch(&["Documentation/a.rst", "kernel/fork.c"])));
+        assert!(reaches_kernel(&patch(&["tools/objtool/check.c"])));
+        assert!(reaches_kernel(b"--- a/Documentation/x\n+++ b/Documentation/x\n"));
+        let mut with = recipe();
+        with.patches.push(("0003-tests.patch".into(), tests));
+        assert_eq!(with.kernel_key(), recipe().kernel_key());
+        assert_ne!(with.kselftests_key(), recipe().kselftests_key());
+        assert_ne!(with.kselftests_key(), with.kernel_key());
+    }
+
+    #[test]
+    fn one_build_of_the_kselftests_serves_every_configuration() {
+        let mut debug = recipe();
+        debug.config.push_str("CONFIG_KASAN=y\n");
+        assert_eq!(debug.kselftests_key(), recipe().kselftests_key());
     }
 
     #[test]

@@ -52,6 +52,11 @@ impl Source {
         }
     }
 
+    /// Does the source have this file or directory before it is patched? The pinned one has nothing of ours.
+    pub(crate) fn has(&self, path: &str) -> bool {
+        matches!(self, Self::Tree(tree) if tree.join(path).exists())
+    }
+
     /// For people.
     pub(crate) fn name(&self) -> String {
         match self {

@@ -3,7 +3,7 @@
 //! Contract: every program found is run and counted, also after one of them took the guest down; a guest
 //! that dies, hangs or whose kernel complains fails the suite, and the console says why.
 
-use super::guest::{Job, Machine};
+use super::guest::{End, Job, Machine};
 use super::recipe::KSELFTESTS;
 use super::tap;
 use crate::report::{self, Tally};
@@ -18,8 +18,14 @@ use std::time::Duration;
 const PREFIX: &str = "guest";
 /// Seconds for a program that does not say how many it takes.
 const SECONDS: u64 = 240;
+/// At most so many for one that does.
+const MOST_SECONDS: u64 = 600;
+/// Seconds for all that one boot runs.
+const ALL_SECONDS: u64 = 1500;
 /// Under lockdep and KASAN everything takes longer.
-const SLOWER_DEBUGGED: u64 = 5;
+const SLOWER_DEBUGGED: u64 = 4;
+/// The kselftest that leaves out one hook of the series after the other and asks whether a test notices.
+const MUTANTS: &str = "mutants.sh";
 /// Guests that may die before we give up on the rest.
 const DEATHS: usize = 6;
 /// Starts lines by which the script says what it does.
@@ -41,33 +47,51 @@ struct Program {
     seconds: u64,
 }
 
-/// Runs what matches one of the filters, or everything. A kernel that checks itself (`debugged`) gets more time.
+/// What is asked of the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ask {
+    /// The tests.
+    Tests,
+    /// The tests on a kernel that checks itself: more time, and a search for leaks.
+    DebugTests,
+    /// On such a kernel, the mutation check. What a kernel without one of its hooks complains about is not
+    /// held against it.
+    Mutants,
+}
+
+/// Runs what matches one of the filters, or everything.
 pub(crate) fn run(
     machine: &Machine,
-    kselftests: &Path,
+    kselftests: Option<&Path>,
     filters: &[String],
-    debugged: bool,
+    ask: Ask,
 ) -> Result<Tally, String> {
     let mut machine = machine.clone();
-    let mut programs = kselftest_programs(kselftests)?;
-    programs.extend(rust_programs(&mut machine.keep)?);
-    // Last: it judges what the others have left behind.
-    programs.extend(debugged.then(leaks));
+    let mut programs = Vec::new();
+    if ask == Ask::Mutants {
+        let installed = kselftests.map(|dir| dir.join(KSELFTESTS)).filter(|dir| dir.join(MUTANTS).exists());
+        programs.push(mutants(installed.ok_or("this kernel's source has no mutation check")?));
+    } else {
+        programs.extend(kselftests.map(kselftest_programs).transpose()?.unwrap_or_default());
+        programs.extend(rust_programs(&mut machine.keep)?);
+        // Last: it judges what the others have left behind.
+        programs.extend((ask == Ask::DebugTests).then(leaks));
+    }
     programs.retain(|p| filters.is_empty() || filters.iter().any(|filter| p.name.contains(filter.as_str())));
     if programs.is_empty() {
         return Err(match filters {
-            [] => "there is nothing to run in the guest: no kselftests in the series, no tests named guest*"
-                .into(),
+            [] => "nothing to run in the guest: no kselftests in the series, no tests named guest*".into(),
             some => format!("no test for the guest has {} in its name", some.join(" or ")),
         });
     }
-    for program in programs.iter_mut().filter(|_| debugged) {
-        program.seconds *= SLOWER_DEBUGGED;
+    let slow = if ask == Ask::Tests { 1 } else { SLOWER_DEBUGGED };
+    for program in &mut programs {
+        program.seconds *= slow;
     }
     let mut total = Tally::default();
     let mut left: &[Program] = &programs;
     for _ in 0..DEATHS {
-        let done = boot(&machine, left, &mut total)?;
+        let done = boot(&machine, left, ask, ALL_SECONDS * slow, &mut total)?;
         left = &left[done..];
         if left.is_empty() {
             return Ok(total);
@@ -81,20 +105,30 @@ pub(crate) fn run(
 }
 
 /// Boots once for as many of the programs as it goes well; says how many were run.
-fn boot(machine: &Machine, programs: &[Program], total: &mut Tally) -> Result<usize, String> {
+fn boot(
+    machine: &Machine,
+    programs: &[Program],
+    ask: Ask,
+    most: u64,
+    total: &mut Tally,
+) -> Result<usize, String> {
     let longest = programs.iter().map(|p| p.seconds).max().unwrap_or(SECONDS);
     let all: u64 = programs.iter().map(|p| p.seconds + 10).sum();
     let script = script(programs);
     let job = Job {
         script: &script,
         results: None,
-        limit: Duration::from_secs(all + 120),
+        limit: Duration::from_secs(most.min(all + 120)),
         silence: Duration::from_secs(longest + 90),
     };
     let mut progress = Progress { programs, current: None, done: 0, total };
     let outcome = machine.run(&job, |line| progress.line(line))?;
     let (done, current) = (progress.done, progress.current.take());
-    match outcome.status() {
+    let status = match outcome.end {
+        End::Exited(status) if ask == Ask::Mutants => Ok(status),
+        _ => outcome.status(),
+    };
+    match status {
         Ok(_) if done == programs.len() => {}
         // The script itself cannot fail; only what it runs.
         Ok(status) => return Err(format!("the guest's script ended early, with status {status}")),
@@ -156,7 +190,12 @@ impl Progress<'_> {
             Some(Reading::Tap(reader)) => reader.finish(status),
             Some(Reading::Rust(reader)) => {
                 let mut tally = reader.finish();
-                let wrong = (status != 0 && tally.failed == 0).then(|| format!("exit status {status}"));
+                let wrong = match tally.failed {
+                    0 if status != 0 => Some(format!("exit status {status}")),
+                    // They are for the guest: it cannot be that there is nothing for them in it.
+                    0 if tally.passed == 0 => Some("none of its tests had anything to test".to_owned()),
+                    _ => None,
+                };
                 tally.failed += u64::from(wrong.is_some());
                 (tally, wrong)
             }
@@ -198,9 +237,6 @@ pub(crate) fn quoted(word: &str) -> String {
 
 /// The installed kselftests, from the list that their build leaves.
 fn kselftest_programs(installed: &Path) -> Result<Vec<Program>, String> {
-    if !installed.exists() {
-        return Ok(Vec::new());
-    }
     let list = installed.join("kselftest-list.txt");
     let list = fs::read_to_string(&list).map_err(|e| format!("cannot read {}: {e}", list.display()))?;
     let dir = installed.join(KSELFTESTS);
@@ -212,9 +248,20 @@ fn kselftest_programs(installed: &Path) -> Result<Vec<Program>, String> {
         dir: dir.clone(),
         command: vec![format!("./{name}")],
         speaks: Speaks::Tap,
-        seconds: seconds.filter(|seconds| *seconds > 0).unwrap_or(SECONDS),
+        seconds: seconds.filter(|seconds| *seconds > 0).unwrap_or(SECONDS).min(MOST_SECONDS),
     });
     Ok(programs.collect())
+}
+
+/// The mutation check. It runs the tests again and again, and may take as long as one boot may.
+fn mutants(dir: PathBuf) -> Program {
+    Program {
+        name: format!("{KSELFTESTS}/{MUTANTS}"),
+        command: vec![format!("./{MUTANTS}")],
+        dir,
+        speaks: Speaks::Tap,
+        seconds: ALL_SECONDS - 60,
+    }
 }
 
 /// Asks kmemleak, twice: it takes an object for lost that it finds unreferenced and some seconds old.
@@ -331,7 +378,6 @@ mod tests {
     #[test]
     fn installed_kselftests_are_found_with_their_limit() {
         let dir = tempfile::tempdir().expect("a directory");
-        assert!(kselftest_programs(&dir.path().join("none")).expect("none").is_empty());
         assert!(kselftest_programs(dir.path()).is_err(), "half an installation");
         fs::create_dir(dir.path().join(KSELFTESTS)).expect("made");
         fs::write(dir.path().join(KSELFTESTS).join("settings"), "timeout=77\n").expect("written");

@@ -19,8 +19,6 @@ const BUILD: [(&str, Option<&str>); 11] = [
     ("patch", Some("patch")),
     ("rsync", Some("rsync")),
 ];
-/// 32-bit programs, with which the tests call the kernel the old ways.
-const BUILD_32_BIT: [(&str, Option<&str>); 1] = [("gcc-multilib", None)];
 /// What unpacking needs.
 const UNPACK: [(&str, Option<&str>); 2] = [("tar", Some("tar")), ("xz-utils", Some("xz"))];
 /// What booting needs. iproute2 and the rest run inside: the guest's root is the machine's.
@@ -33,7 +31,7 @@ const BOOT: [(&str, Option<&str>); 4] = [
 
 /// Makes sure that a kernel can be built.
 pub(crate) fn to_build() -> Result<(), String> {
-    ensure(BUILD.iter().chain(&BUILD_32_BIT).chain(&UNPACK))
+    ensure(BUILD.iter().chain(&UNPACK))
 }
 
 /// Makes sure that a guest can be booted.
@@ -55,7 +53,7 @@ fn ensure<'a>(
     }
     Err(format!(
         "missing programs: {}. Install them with this system's package manager, with the headers of libelf \
-         and a compiler for 32-bit programs (Debian's names: libelf-dev, gcc-multilib)",
+         and a static libc (Debian's names: libelf-dev, libc6-dev)",
         missing.join(", ")
     ))
 }
