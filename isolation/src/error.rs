@@ -105,8 +105,9 @@ pub enum Unmet {
     TimerArmed(Cpu),
     /// The kernel has work pending on the CPU.
     #[error(
-        "{what} of {cpu} are pending, and more kept coming while they were seen to; arm again, and keep whatever \
-         causes them (device interrupts, other threads) away from the CPU"
+        "{what} of {cpu} are pending: nothing to do where something else is in the way too; otherwise more kept \
+         coming while they were seen to, so keep whatever causes them (device interrupts, other threads) away \
+         from the CPU"
     )]
     WorkPending {
         /// The CPU.

@@ -456,7 +456,10 @@ impl Prepared {
             return Err(Refused { cpu: self.cpu, unmet: vec![reason] });
         }
         thread.quiesce();
-        thread.isolate().map_err(|refusal| Refused { cpu: self.cpu, unmet: refusal.unmet() })
+        thread.isolate().map_err(|refusal| {
+            thread.release();
+            Refused { cpu: self.cpu, unmet: refusal.unmet() }
+        })
     }
 
     /// Gives isolation back.

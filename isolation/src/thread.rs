@@ -214,6 +214,7 @@ impl Thread {
             self.shut_gate();
             return Ok(());
         }
+        let before = self.state();
         arena::serve(true);
         self.set_state(State::Armed);
         match task_isolation::enable(self) {
@@ -222,7 +223,9 @@ impl Thread {
                 Ok(())
             }
             Err(refusal) => {
-                self.release();
+                // As it was: who has not been isolated again after a breach hears so at each turn.
+                arena::serve(false);
+                self.set_state(before);
                 Err(refusal)
             }
         }
@@ -302,11 +305,12 @@ impl Thread {
         }
         // The visit may have installed handlers.
         #[cfg(target_arch = "x86_64")]
-        if let Err(error) = match self.gate.get() {
-            Gate::None => Ok(()),
-            Gate::Dispatch => crate::backend::dispatch::keep_signals(self),
-            Gate::Kernel => crate::backend::handlers::keep_signals(self, task_isolation::SIGNALS),
-        } {
+        if let Some(signals) = match self.gate.get() {
+            Gate::None => None,
+            Gate::Dispatch => Some(crate::backend::dispatch::SIGNALS),
+            Gate::Kernel => Some(task_isolation::SIGNALS),
+        } && let Err(error) = crate::backend::handlers::keep_signals(self, signals)
+        {
             tracing::warn!("cannot take SIGSYS and SIGTRAP back: {error}");
         }
         self.quiesce();

@@ -142,12 +142,12 @@ pub(crate) fn mask(signals: &[libc::c_int]) -> u64 {
 
 /// Lets `ours` through in every handler of `signals` that blocks them while it runs: what the kernel has to
 /// tell by a signal that is blocked kills the process, and nobody hears why. Says so.
-pub(crate) fn let_through(ours: &[libc::c_int], signals: impl IntoIterator<Item = libc::c_int>) {
-    let ours = mask(ours);
+pub(crate) fn let_through(taken: &[libc::c_int], signals: impl IntoIterator<Item = libc::c_int>) {
+    let ours = mask(taken);
     for signal in signals {
         let Ok(action) = sys::action_of(signal) else { continue };
         let handled = action.handler != libc::SIG_DFL as u64 && action.handler != libc::SIG_IGN as u64;
-        if !handled || action.mask & ours == 0 || matches!(signal, libc::SIGSYS | libc::SIGTRAP) {
+        if !handled || action.mask & ours == 0 || taken.contains(&signal) {
             continue;
         }
         match sys::set_action(signal, &KernelAction { mask: action.mask & !ours, ..action }) {
@@ -175,9 +175,11 @@ fn have_signals(signals: &[libc::c_int]) -> bool {
 }
 
 /// Opens the signals again if somebody has blocked them, and takes them back if somebody has installed
-/// handlers of their own for them.
+/// handlers of their own for them. Opens them in the handlers of what instructions raise, too: those signals
+/// the preparation leaves open, the rest only the program, which is looked at when the thread arms.
 pub(crate) fn keep_signals(thread: &Thread, signals: &[libc::c_int]) -> Result<(), Unmet> {
     sys::unblock(mask(signals));
+    let_through(signals, [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGTRAP]);
     if have_signals(signals) {
         return Ok(());
     }

@@ -240,7 +240,7 @@ impl Engine {
             #[cfg(target_arch = "x86_64")]
             Self::TaskIsolation(_) => handlers::keep_signals(thread, task_isolation::SIGNALS),
             #[cfg(target_arch = "x86_64")]
-            Self::Dispatch(_) => dispatch::keep_signals(thread),
+            Self::Dispatch(_) => handlers::keep_signals(thread, dispatch::SIGNALS),
             Self::Advisory => {
                 let _ = thread;
                 Ok(())

@@ -122,6 +122,7 @@ fn errors_are_the_kernels() {
 }
 
 static HANDLED: AtomicU32 = AtomicU32::new(0);
+static END: AtomicU32 = AtomicU32::new(0);
 
 extern "C" fn count(_: libc::c_int) {
     HANDLED.fetch_add(1, Ordering::Relaxed);
@@ -146,12 +147,15 @@ fn blocking_write_is_interrupted() {
         });
         // SAFETY: plain numbers; the handler above takes it.
         unsafe { libc::syscall(libc::SYS_tgkill, pid.as_raw(), tid.as_raw(), libc::SIGUSR1) };
+        // Its end would disturb a thread that the kernel isolates.
+        lab::until("the end", || END.load(Ordering::Relaxed) == 1);
     });
     let status = lab::isolated(lab::isolation(), |strict, _| {
         strict.slow_path(|_| lab::unblock(&[nix::sys::signal::Signal::SIGUSR1])).expect("visit");
         assert_eq!(lab::write_byte(to), -i64::from(libc::EINTR));
         strict.turn().expect("turn");
     });
+    END.store(1, Ordering::Relaxed);
     other.join().expect("join");
     assert_eq!(HANDLED.load(Ordering::Relaxed), 1);
     assert_eq!(status_of_pipe(from), full);

@@ -33,13 +33,6 @@ pub(crate) fn probe() -> Result<(), Unmet> {
 /// The signals that breaches come as.
 pub(crate) const SIGNALS: &[libc::c_int] = &[libc::SIGSYS, libc::SIGTRAP];
 
-/// As [`handlers::keep_signals`], and opens them in the handlers of what instructions raise: those signals the
-/// preparation leaves open, the rest only the program, which is looked at when the thread arms.
-pub(crate) fn keep_signals(thread: &Thread) -> Result<(), Unmet> {
-    handlers::let_through(SIGNALS, [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL]);
-    handlers::keep_signals(thread, SIGNALS)
-}
-
 /// What one prepared thread holds of the backend.
 #[derive(Debug)]
 pub(crate) struct Engine {
@@ -73,7 +66,7 @@ impl Engine {
     /// Everything but shutting the gate.
     pub(crate) fn arm(&self, thread: &Thread) -> Result<(), Unmet> {
         let failed = |call| move |errno: Errno| Unmet::Call { call, errno };
-        keep_signals(thread)?;
+        handlers::keep_signals(thread, SIGNALS)?;
         handlers::let_through(SIGNALS, 1..=libc::SIGRTMAX());
         if let Some(faults) = &self.faults {
             // Off first: many faults in one tick throttle an event until the next one (Linux

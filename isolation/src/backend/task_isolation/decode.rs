@@ -6,7 +6,7 @@
 use super::uapi::{Args, Block, unmet};
 use crate::cause::{Breach, Cause, Detail, Sender};
 use crate::error::Unmet;
-use crate::prepare::cpu::{self, Cpu};
+use crate::prepare::cpu::{self, Cpu, CpuList};
 use nix::errno::Errno;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -98,16 +98,26 @@ fn sender(block: &Block) -> Option<Sender> {
 }
 
 /// What stood in the way when the kernel refused, each thing once; never empty.
-pub(crate) fn refusal(cpu: Cpu, errno: Errno, args: &Args) -> Vec<Unmet> {
+pub(crate) fn refusal(prepared: Cpu, errno: Errno, args: &Args) -> Vec<Unmet> {
+    reasons(prepared, cpu::allowed(), errno, args)
+}
+
+/// `prepared`: the CPU that the thread was prepared for; `allowed`: where it may run now.
+fn reasons(prepared: Cpu, allowed: CpuList, errno: Errno, args: &Args) -> Vec<Unmet> {
     let mut all = Vec::new();
     let mut rest = args.unmet;
+    // The kernel speaks of the CPU that the thread is on, which somebody may have changed.
+    let cpu = allowed.iter().next().filter(|_| allowed.len() == 1).unwrap_or(prepared);
+    if !allowed.iter().eq([prepared]) {
+        rest |= unmet::AFFINITY;
+    }
     let mut note = |bit: u64, reason: &dyn Fn() -> Unmet| {
         if rest & bit != 0 {
             rest &= !bit;
             all.push(reason());
         }
     };
-    note(unmet::AFFINITY, &|| Unmet::AllowedCpus { cpu, allowed: cpu::allowed() });
+    note(unmet::AFFINITY, &|| Unmet::AllowedCpus { cpu: prepared, allowed: allowed.clone() });
     note(unmet::NOHZ_FULL, &|| Unmet::NotNohzFull(cpu));
     note(unmet::CLOCK, &|| Unmet::ClockUnstable);
     note(unmet::ALONE, &|| Unmet::NotAlone(cpu));
@@ -236,6 +246,8 @@ mod tests {
     #[test]
     fn a_refusal_lists_everything_once() {
         let args = Args { unmet: 0x7f7, tick_deps: 0b101, ..Args::default() };
+        let here: CpuList = [Cpu(3)].into_iter().collect();
+        let refusal = |cpu, errno, args: &Args| reasons(cpu, here.clone(), errno, args);
         let unmet = refusal(Cpu(3), Errno::EINVAL, &args);
         let text: Vec<String> = unmet.iter().map(ToString::to_string).collect();
         assert_eq!(unmet.len(), 10, "{text:#?}");
@@ -245,6 +257,17 @@ mod tests {
         let args = Args { unmet: 1 << 40 | 1 << 3, ..Args::default() };
         let unknown = refusal(Cpu(3), Errno::EBUSY, &args);
         assert!(matches!(unknown[..], [Unmet::Unnamed { bits }] if bits == 1 << 40 | 1 << 3), "{unknown:?}");
+    }
+
+    /// Whoever was moved to another CPU hears of that, and of what is wrong with the other one.
+    #[test]
+    fn a_refusal_elsewhere() {
+        let args = Args { unmet: unmet::NOHZ_FULL, ..Args::default() };
+        let elsewhere: CpuList = [Cpu(0)].into_iter().collect();
+        let unmet = reasons(Cpu(3), elsewhere, Errno::EINVAL, &args);
+        let [Unmet::AllowedCpus { cpu: Cpu(3), .. }, Unmet::NotNohzFull(Cpu(0))] = unmet[..] else {
+            panic!("{unmet:?}")
+        };
     }
 
     proptest! {

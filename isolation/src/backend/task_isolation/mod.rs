@@ -256,7 +256,16 @@ mod here {
             // thread's page: `Prepared` disarms before the page goes, the kernel pins it meanwhile, and all
             // of it is atomics.
             let result = unsafe { uapi::prctl(Operation::Enable, (&raw mut args) as u64, size_of::<Args>()) };
-            let Err(errno) = answer(result) else { return Ok(()) };
+            let Err(errno) = answer(result) else {
+                if half.block.cpu.load(Ordering::Relaxed) == half.cpu.get() || half.block.state() == STATE_OFF
+                {
+                    return Ok(());
+                }
+                // Another CPU than it was prepared for, which somebody has moved it to, is as good to the kernel.
+                disable(thread);
+                args.unmet = uapi::unmet::AFFINITY;
+                return Err(Refusal { errno: Errno::EINVAL, args, cpu });
+            };
             let again = match errno {
                 Errno::EBUSY | Errno::EAGAIN => &mut rounds,
                 Errno::EINTR => &mut interrupted,
