@@ -72,7 +72,7 @@ impl Helper {
                 return;
             }
             // Past the settle window: what comes within it is a race, not a breach.
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(Duration::from_millis(50));
             deed();
             // Whoever has ended it meanwhile is not to be overruled.
             let _ = ours.compare_exchange(GO, DONE, Ordering::Release, Ordering::Relaxed);

@@ -421,9 +421,10 @@ pub(crate) fn dispatch_only(why: &str) {
     }
 }
 
-/// Strict isolation by the backend under test.
+/// Strict isolation by the backend under test. In an emulated machine an interrupt may be on its way for
+/// milliseconds, so long does the kernel take it for one from before.
 pub(crate) fn isolation() -> Isolation {
-    Isolation::on(cpu()).backend(backend())
+    Isolation::on(cpu()).backend(backend()).settle_window(std::time::Duration::from_millis(5))
 }
 
 /// Entries of this cause that the mode allowed so far. The kernel's own counts are taken over by a look.
