@@ -132,7 +132,8 @@ pub enum Detail {
     },
     /// Nothing but where it happened: the instruction that was interrupted.
     At {
-        /// Its address.
+        /// Its address; the program's handler instead, under `task-isolation`, where an exception was also a
+        /// signal of its own.
         instruction: u64,
     },
     /// A signal of another thread or process, or of the kernel.

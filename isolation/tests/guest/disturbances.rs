@@ -2,12 +2,15 @@
 //! again afterwards.
 
 use crate::common::Test;
-use crate::helper::{Helper, assert_causes, disturbed, housekeeping, isolation, keep_to, move_to, tolerated};
+use crate::helper::{
+    Helper, assert_causes, disturbed, housekeeping, isolation, keep_to, move_to, process, tolerated,
+};
 use crate::lab::{self, OneArgument};
 use isoplane_isolation::{Cause, Detail, Mode, OnBreach, State, Status, StrictError};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::WaitStatus;
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+use std::time::Duration;
 
 pub(crate) const CASES: &[Test] = &[
     ("disturbances::none", none),
@@ -304,32 +307,23 @@ fn every_cpu_is_stopped() {
 
 fn stop_and_continue() {
     let pid = nix::unistd::getpid();
-    let shared = std::sync::Arc::new(AtomicU32::new(0));
-    let seen = shared.clone();
     // A stop is the whole process's, so who continues it is another.
-    // SAFETY: the child sleeps, makes calls and ends.
-    let child = unsafe { libc::fork() };
-    if child == 0 {
-        std::thread::sleep(std::time::Duration::from_millis(500));
+    let child = process(|| {
         for _ in 0..3 {
-            let _ = nix::sys::signal::kill(pid, Signal::SIGSTOP);
-            std::thread::sleep(std::time::Duration::from_millis(100));
-            let _ = nix::sys::signal::kill(pid, Signal::SIGCONT);
-            std::thread::sleep(std::time::Duration::from_millis(300));
+            kill(pid, Signal::SIGSTOP).expect("stop");
+            std::thread::sleep(Duration::from_millis(100));
+            kill(pid, Signal::SIGCONT).expect("continue");
+            std::thread::sleep(Duration::from_millis(300));
         }
-        // SAFETY: ends the child.
-        unsafe { libc::_exit(0) };
-    }
+    });
     let status = lab::isolated(isolation(), |strict, status| {
         while status.breach_count() < 3 {
             strict.turn().expect("turn");
         }
         strict.turn().expect("turn");
         assert!(strict.is_armed());
-        shared.store(1, Ordering::Relaxed);
     });
-    assert_eq!(seen.load(Ordering::Relaxed), 1);
-    lab::ended_well(nix::unistd::Pid::from_raw(child));
+    lab::ended_well(child);
     let stops = status.breaches(0);
     let is_stop = |detail| matches!(detail, Detail::Signal { number: 19, .. });
     assert!(
@@ -344,23 +338,17 @@ fn stop_and_continue() {
 /// A debugger attaches and goes: the program lives, and is told.
 fn debugger() {
     let pid = nix::unistd::getpid();
-    // SAFETY: any process may trace this one; then a child that makes calls and ends.
-    let child = unsafe {
-        libc::prctl(libc::PR_SET_PTRACER, libc::PR_SET_PTRACER_ANY);
-        libc::fork()
-    };
-    if child == 0 {
-        std::thread::sleep(std::time::Duration::from_millis(500));
+    // SAFETY: any process may trace this one.
+    unsafe { libc::prctl(libc::PR_SET_PTRACER, libc::PR_SET_PTRACER_ANY) };
+    let child = process(|| {
         for _ in 0..3 {
             nix::sys::ptrace::attach(pid).expect("attach");
             // SAFETY: waits for the stop.
             unsafe { libc::waitpid(pid.as_raw(), std::ptr::null_mut(), libc::__WALL) };
             nix::sys::ptrace::detach(pid, None).expect("detach");
-            std::thread::sleep(std::time::Duration::from_millis(300));
+            std::thread::sleep(Duration::from_millis(300));
         }
-        // SAFETY: ends the child.
-        unsafe { libc::_exit(0) };
-    }
+    });
     let status = lab::isolated(isolation(), |strict, status| {
         while status.breach_count() < 3 {
             strict.turn().expect("turn");
@@ -368,7 +356,7 @@ fn debugger() {
         strict.turn().expect("turn");
         lab::assert_enforced(strict, status);
     });
-    lab::ended_well(nix::unistd::Pid::from_raw(child));
+    lab::ended_well(child);
     let breaches = status.breaches(0);
     let causes: Vec<Cause> = breaches.iter().map(|(_, breach)| breach.cause).collect();
     assert!(causes[..3].iter().all(|cause| matches!(cause, Cause::Ptrace | Cause::Signal)), "{breaches:x?}");

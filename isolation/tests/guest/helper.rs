@@ -20,8 +20,6 @@ pub(crate) fn start() {
         lab::not_here("no CPU is nohz_full");
     }
     assert!(lab::is_kernel(), "the backend under test is {}", lab::backend());
-    // Whatever is started from here on stays off the CPU under test unless it is put there.
-    keep_to(&housekeeping());
 }
 
 /// CPUs that are not nohz_full.
@@ -40,6 +38,16 @@ pub(crate) fn move_to(tid: i32, cpus: &[usize]) {
     let mut set = CpuSet::new();
     cpus.iter().for_each(|cpu| set.set(*cpu).expect("CPU"));
     sched_setaffinity(Pid::from_raw(tid), &set).expect("affinity");
+}
+
+/// Forks a process that disturbs from a housekeeping CPU and ends. To be made before the thread under test is
+/// isolated.
+pub(crate) fn process(deed: impl FnOnce()) -> Pid {
+    lab::child(|| {
+        keep_to(&housekeeping());
+        std::thread::sleep(Duration::from_millis(500));
+        deed();
+    })
 }
 
 const READY: u32 = 1;
@@ -66,6 +74,7 @@ impl Helper {
             }
         };
         let thread = std::thread::spawn(move || {
+            keep_to(&housekeeping());
             ours.store(READY, Ordering::Release);
             wait(&ours, GO);
             if ours.load(Ordering::Acquire) == END {

@@ -1,8 +1,8 @@
 //! Over and over: nothing is left behind by arming, visiting and preparing; and panics, in the loop and
 //! in a visit.
 
+use super::lab::{self, assert_enforced};
 use crate::common::Test;
-use crate::lab::{self, assert_enforced};
 use isoplane_isolation::State;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;

@@ -1,8 +1,8 @@
 //! Page faults: each is reported once, with the address that was touched and the instruction that
 //! touched it, wherever the page went: never there, taken away, to be copied after a fork.
 
+use super::lab::{self, At, assert_enforced, assert_fault, assert_syscall, only_breach};
 use crate::common::Test;
-use crate::lab::{self, At, assert_enforced, assert_fault, assert_syscall, only_breach};
 use isoplane_isolation::{Cause, Detail, State, Status};
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};

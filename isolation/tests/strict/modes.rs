@@ -1,7 +1,7 @@
 //! What the modes allow runs and is counted, and what they do not allow stays a breach.
 
+use super::lab::{self, At, assert_enforced, assert_fault, assert_syscall, only_breach, syscall};
 use crate::common::Test;
-use crate::lab::{self, At, assert_enforced, assert_fault, assert_syscall, only_breach, syscall};
 use isoplane_isolation::{Cause, Detail, Mode, State, Status};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::WaitStatus;

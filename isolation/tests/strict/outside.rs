@@ -1,8 +1,8 @@
 //! What other processes do to an isolated thread: stop it, trace it, move it, signal it. Under `dispatch` none
 //! of that is a breach; under any backend none of it kills the thread, and it is enforced on afterwards as before.
 
+use super::lab::{self, At, assert_syscall};
 use crate::common::Test;
-use crate::lab::{self, At, assert_syscall};
 use isoplane_isolation::{Cause, OnBreach, State, Status, StrictError, Unmet};
 use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_setaffinity};

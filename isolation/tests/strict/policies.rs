@@ -1,7 +1,7 @@
 //! What is done about breaches, how visits are counted and refused, and which backend is taken.
 
+use super::lab::{self, At, assert_enforced, assert_syscall, only_recorded};
 use crate::common::Test;
-use crate::lab::{self, At, assert_enforced, assert_syscall, only_recorded};
 use isoplane_isolation::{
     Backend, Budget, Isolation, Mode, OnBreach, SlowPathError, State, Status, StrictError, Unmet, Weakness,
 };

@@ -1,7 +1,7 @@
 //! What stands in the way: said all at once, with the thread left as it was; what is weaker: said plainly.
 
+use super::lab::{self, At, assert_enforced, assert_syscall, only_breach};
 use crate::common::Test;
-use crate::lab::{self, At, assert_enforced, assert_syscall, only_breach};
 use isoplane_isolation::prepare::cpu::CpuError;
 use isoplane_isolation::{Backend, Cpu, Isolation, Prepared, Refused, Unmet, Weakness};
 use nix::errno::Errno;

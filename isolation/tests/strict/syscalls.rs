@@ -1,8 +1,8 @@
 //! Forbidden system calls: each is reported once, with its number and the address it was made at, and
 //! runs once, after isolation is off.
 
+use super::lab::{self, At, I386, X86_64, assert_enforced, assert_syscall, only_breach, syscall};
 use crate::common::Test;
-use crate::lab::{self, At, I386, X86_64, assert_enforced, assert_syscall, only_breach, syscall};
 use isoplane_isolation::{Breach, Cause, Detail, SlowPathError, State, Status, StrictError, Unmet};
 use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;

@@ -9,14 +9,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 pub(crate) const CASES: &[Test] = &[
-    ("modes::interrupts_are_counted", interrupts_are_counted),
-    ("modes::interrupts_but_no_calls", interrupts_but_no_calls),
-    ("modes::signals_suspend", signals_suspend),
-    ("modes::handler_that_escapes", handler_that_escapes),
-    ("modes::oneshot_interrupt", oneshot_interrupt),
-    ("modes::oneshot_and_a_visit", oneshot_and_a_visit),
-    ("modes::races", races),
-    ("modes::writes_then_silence", writes_then_silence),
+    ("allowances::interrupts_are_counted", interrupts_are_counted),
+    ("allowances::interrupts_but_no_calls", interrupts_but_no_calls),
+    ("allowances::signals_suspend", signals_suspend),
+    ("allowances::handler_that_escapes", handler_that_escapes),
+    ("allowances::oneshot_interrupt", oneshot_interrupt),
+    ("allowances::oneshot_and_a_visit", oneshot_and_a_visit),
+    ("allowances::races", races),
+    ("allowances::writes_then_silence", writes_then_silence),
 ];
 
 /// `times` times a TLB shootdown.
