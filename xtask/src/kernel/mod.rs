@@ -17,9 +17,11 @@ use crate::report::Tally;
 use cache::{Cache, Entry};
 use clap::{Args, Subcommand};
 use guest::{Job, Machine};
-use recipe::{Choice, Recipe};
+use recipe::{Choice, MODULE_KEPT, Recipe};
 use std::path::PathBuf;
 use std::time::Duration;
+use suite::Installed;
+
 pub(crate) use suite::Ask;
 
 #[derive(Debug, Subcommand)]
@@ -145,9 +147,12 @@ fn test(choice: &Choice, options: &Options, filters: &[String], ask: Ask) -> Res
     let entry = kernel(choice)?;
     let kselftests = Recipe::new(choice)?.kselftests(&Cache::of_user()?)?;
     let mut machine = machine(&entry, options)?;
-    let kselftests = kselftests.as_ref().map(|entry| entry.path(""));
-    machine.keep.extend(kselftests.clone());
-    suite::run(&machine, kselftests.as_deref(), filters, ask)
+    let installed = Installed {
+        kselftests: kselftests.as_ref().map(|entry| entry.path("")),
+        module: entry.path(MODULE_KEPT),
+    };
+    machine.keep.extend(installed.kselftests.clone());
+    suite::run(&machine, &installed, filters, ask)
 }
 
 /// The chosen kernel.

@@ -13,9 +13,12 @@ use std::process::Command;
 use std::time::Instant;
 
 /// Changes whenever what an entry holds changes.
-const LAYOUT: &str = "1";
+const LAYOUT: &str = "2";
 /// Options that come with the patches.
 const OURS: &str = "TASK_ISOLATION";
+/// A module, built as one so that tests can load it, and where an entry has it.
+const MODULE: &str = "drivers/net/dummy.ko";
+pub(crate) const MODULE_KEPT: &str = "dummy.ko";
 /// The patches' own tests, in the kernel's tree.
 pub(crate) const KSELFTESTS: &str = "task_isolation";
 
@@ -97,10 +100,13 @@ impl Recipe {
                 false => &self.config,
             };
             configure(tree, config, dir, log)?;
-            logged("building the kernel", make(tree).arg("bzImage"), log)?;
-            for (from, to) in
-                [("arch/x86/boot/bzImage", "bzImage"), ("System.map", "System.map"), (".config", "config")]
-            {
+            logged("building the kernel", make(tree).args(["bzImage", "modules"]), log)?;
+            for (from, to) in [
+                ("arch/x86/boot/bzImage", "bzImage"),
+                ("System.map", "System.map"),
+                (".config", "config"),
+                (MODULE, MODULE_KEPT),
+            ] {
                 fs::rename(tree.join(from), dir.join(to))
                     .map_err(|e| format!("the build made no {from}: {e}; see {}", log.display()))?;
             }

@@ -5,9 +5,10 @@
 
 use super::guest::{End, Job, Machine};
 use super::recipe::KSELFTESTS;
-use super::tap;
+use super::tap::{self, Elsewhere};
 use crate::report::{self, Tally};
 use cargo_metadata::{Message, MetadataCommand, TargetKind};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
@@ -59,25 +60,34 @@ pub(crate) enum Ask {
     Mutants,
 }
 
+/// What the kernel's build left for its tests.
+pub(crate) struct Installed {
+    /// The kselftests; none when the source has none of ours.
+    pub(crate) kselftests: Option<PathBuf>,
+    /// A module to load and unload.
+    pub(crate) module: PathBuf,
+}
+
 /// Runs what matches one of the filters, or everything.
 pub(crate) fn run(
     machine: &Machine,
-    kselftests: Option<&Path>,
+    installed: &Installed,
     filters: &[String],
     ask: Ask,
 ) -> Result<Tally, String> {
     let mut machine = machine.clone();
+    let kselftests = installed.kselftests.as_deref();
     let mut programs = Vec::new();
     if ask == Ask::Mutants {
-        let installed = kselftests.map(|dir| dir.join(KSELFTESTS)).filter(|dir| dir.join(MUTANTS).exists());
-        programs.push(mutants(installed.ok_or("this kernel's source has no mutation check")?));
+        let dir = kselftests.map(|dir| dir.join(KSELFTESTS)).filter(|dir| dir.join(MUTANTS).exists());
+        programs.push(mutants(dir.ok_or("this kernel's source has no mutation check")?));
     } else {
         programs.extend(kselftests.map(kselftest_programs).transpose()?.unwrap_or_default());
-        programs.extend(rust_programs(&mut machine.keep)?);
+        programs.extend(rust_programs(&mut machine.keep, filters)?);
         // Last: it judges what the others have left behind.
         programs.extend((ask == Ask::DebugTests).then(leaks));
     }
-    programs.retain(|p| filters.is_empty() || filters.iter().any(|filter| p.name.contains(filter.as_str())));
+    programs.retain(|program| wanted(&program.name, filters));
     if programs.is_empty() {
         return Err(match filters {
             [] => "nothing to run in the guest: no kselftests in the series, no tests named guest*".into(),
@@ -88,69 +98,119 @@ pub(crate) fn run(
     for program in &mut programs {
         program.seconds *= slow;
     }
-    let mut total = Tally::default();
-    let mut left: &[Program] = &programs;
-    for _ in 0..DEATHS {
-        let done = boot(&machine, left, ask, ALL_SECONDS * slow, &mut total)?;
-        left = &left[done..];
-        if left.is_empty() {
-            return Ok(total);
-        }
+    let mut session = Session {
+        module: &installed.module,
+        ask,
+        most: ALL_SECONDS * slow,
+        total: Tally::default(),
+        again: vec![],
+    };
+    session.all(&machine, &programs)?;
+    // Once: what wants yet another boot there does not get it, and has no result.
+    for (parameters, programs) in by_parameters(std::mem::take(&mut session.again)) {
+        println!("\nbooting with {parameters}");
+        let mut machine = machine.clone();
+        machine.append.push(parameters);
+        session.all(&machine, &programs)?;
     }
-    for program in left {
-        println!("{}: FAILED: not run, the guest died too often", program.name);
-        total.failed += 1;
-    }
+    let mut total = session.total;
+    let without = session.again.into_iter();
+    total
+        .skipped
+        .extend(without.map(|(program, wish)| format!("{}: boot with {}", program.name, wish.parameters)));
     Ok(total)
 }
 
-/// Boots once for as many of the programs as it goes well; says how many were run.
-fn boot(
-    machine: &Machine,
-    programs: &[Program],
+/// Tests that want another boot, one program for all of the same program and boot.
+fn by_parameters(wishes: Vec<(Program, Elsewhere)>) -> BTreeMap<String, Vec<Program>> {
+    let mut boots: BTreeMap<String, Vec<Program>> = BTreeMap::new();
+    for (program, Elsewhere { test, parameters }) in wishes {
+        let programs = boots.entry(parameters).or_default();
+        let at = programs.iter().position(|known| known.name == program.name).unwrap_or_else(|| {
+            programs.push(program);
+            programs.len() - 1
+        });
+        programs[at].command.extend(["-t".to_owned(), test]);
+    }
+    boots
+}
+
+/// Several boots, and what came out of them.
+struct Session<'a> {
+    module: &'a Path,
     ask: Ask,
+    /// Seconds for one boot.
     most: u64,
-    total: &mut Tally,
-) -> Result<usize, String> {
-    let longest = programs.iter().map(|p| p.seconds).max().unwrap_or(SECONDS);
-    let all: u64 = programs.iter().map(|p| p.seconds + 10).sum();
-    let script = script(programs);
-    let job = Job {
-        script: &script,
-        results: None,
-        limit: Duration::from_secs(most.min(all + 120)),
-        silence: Duration::from_secs(longest + 90),
-    };
-    let mut progress = Progress { programs, current: None, done: 0, total };
-    let outcome = machine.run(&job, |line| progress.line(line))?;
-    let (done, current) = (progress.done, progress.current.take());
-    let status = match outcome.end {
-        End::Exited(status) if ask == Ask::Mutants => Ok(status),
-        _ => outcome.status(),
-    };
-    match status {
-        Ok(_) if done == programs.len() => {}
-        // The script itself cannot fail; only what it runs.
-        Ok(status) => return Err(format!("the guest's script ended early, with status {status}")),
-        Err(reason) => {
-            let name = current.map_or("no test in particular", |_| programs[done].name.as_str());
-            println!("{name}: FAILED: {reason}");
-            total.failed += 1;
+    total: Tally,
+    again: Vec<(Program, Elsewhere)>,
+}
+
+impl Session<'_> {
+    /// Runs all programs, in one boot if none of them takes the guest down.
+    fn all(&mut self, machine: &Machine, programs: &[Program]) -> Result<(), String> {
+        let mut left = programs;
+        for _ in 0..DEATHS {
+            let done = self.boot(machine, left)?;
+            left = &left[done..];
+            if left.is_empty() {
+                return Ok(());
+            }
         }
+        for program in left {
+            println!("{}: FAILED: not run, the guest died too often", program.name);
+            self.total.failed += 1;
+        }
+        Ok(())
     }
-    if outcome.booted.is_none() {
-        return Err("the guest did not boot".into());
+
+    /// Boots once for as many of the programs as it goes well; says how many were run.
+    fn boot(&mut self, machine: &Machine, programs: &[Program]) -> Result<usize, String> {
+        let longest = programs.iter().map(|p| p.seconds).max().unwrap_or(SECONDS);
+        let all: u64 = programs.iter().map(|p| p.seconds + 10).sum();
+        let script = script(programs, self.module);
+        let job = Job {
+            script: &script,
+            results: None,
+            limit: Duration::from_secs(self.most.min(all + 120)),
+            silence: Duration::from_secs(longest + 90),
+        };
+        let ask = self.ask;
+        let mut progress = Progress { programs, current: None, done: 0, session: self };
+        let outcome = machine.run(&job, |line| progress.line(line))?;
+        let (done, current) = (progress.done, progress.current.take());
+        let status = match outcome.end {
+            End::Exited(status) if ask == Ask::Mutants => Ok(status),
+            _ => outcome.status(),
+        };
+        match status {
+            Ok(_) if done == programs.len() => {}
+            // The script itself cannot fail; only what it runs.
+            Ok(status) => return Err(format!("the guest's script ended early, with status {status}")),
+            Err(reason) => {
+                let name = current.map_or("no test in particular", |_| programs[done].name.as_str());
+                println!("{name}: FAILED: {reason}");
+                self.total.failed += 1;
+            }
+        }
+        if outcome.booted.is_none() {
+            return Err("the guest did not boot".into());
+        }
+        // The program that was running when the guest died is not tried again.
+        Ok(programs.len().min(done + 1))
     }
-    // The program that was running when the guest died is not tried again.
-    Ok(programs.len().min(done + 1))
+}
+
+/// Whether a filter picks this name; all do when there is none.
+fn wanted(name: &str, filters: &[String]) -> bool {
+    filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()))
 }
 
 /// Reads what the script and its programs print.
-struct Progress<'a> {
+struct Progress<'a, 'b> {
     programs: &'a [Program],
     current: Option<Reading>,
     done: usize,
-    total: &'a mut Tally,
+    session: &'a mut Session<'b>,
 }
 
 enum Reading {
@@ -158,7 +218,7 @@ enum Reading {
     Rust(report::Reader),
 }
 
-impl Progress<'_> {
+impl Progress<'_, '_> {
     fn line(&mut self, line: &str) {
         if let Some(mark) = line.strip_prefix(MARK) {
             let Some(program) = self.programs.get(self.done) else { return };
@@ -187,7 +247,11 @@ impl Progress<'_> {
     fn end(&mut self, status: i32) {
         let Some(program) = self.programs.get(self.done) else { return };
         let (tally, wrong) = match self.current.take() {
-            Some(Reading::Tap(reader)) => reader.finish(status),
+            Some(Reading::Tap(mut reader)) => {
+                let wishes = reader.elsewhere();
+                self.session.again.extend(wishes.into_iter().map(|wish| (program.clone(), wish)));
+                reader.finish(status)
+            }
             Some(Reading::Rust(reader)) => {
                 let mut tally = reader.finish();
                 let wrong = match tally.failed {
@@ -205,14 +269,15 @@ impl Progress<'_> {
         let wrong =
             wrong.map(|text| format!(": {text}{}", timed_out.unwrap_or_default())).unwrap_or_default();
         println!("{}: {} passed, {} failed{wrong}", program.name, tally.passed, tally.failed);
-        self.total.add(&tally);
+        self.session.total.add(&tally);
         self.done += 1;
     }
 }
 
 /// Runs the programs one after the other, and says where each begins and ends.
-fn script(programs: &[Program]) -> String {
-    let mut text = String::from(
+fn script(programs: &[Program], module: &Path) -> String {
+    let mut text = format!("export TASK_ISOLATION_MODULE={}\n", quoted(&module.to_string_lossy()));
+    text.push_str(
         "run() { # NAME SECONDS DIRECTORY COMMAND...\n\
          \t# On the console too, so that a complaint there has a name.\n\
          \techo \"<4>isoplane: $1\" >/dev/kmsg\n",
@@ -278,23 +343,31 @@ fn leaks() -> Program {
     }
 }
 
-/// Builds the crates' tests for the guest. Where they are must be visible inside: added to `keep`.
-fn rust_programs(keep: &mut Vec<PathBuf>) -> Result<Vec<Program>, String> {
+/// Builds the crates' tests for the guest that the filters pick. Where they are must be visible inside: added
+/// to `keep`.
+fn rust_programs(keep: &mut Vec<PathBuf>, filters: &[String]) -> Result<Vec<Program>, String> {
     let metadata = MetadataCommand::new()
         .current_dir(crate::root())
         .no_deps()
         .exec()
         .map_err(|e| format!("cannot read the workspace: {e}"))?;
     keep.push(metadata.target_directory.clone().into_std_path_buf());
-    let named = |target: &cargo_metadata::Target| {
-        target.kind.contains(&TargetKind::Test) && target.name.starts_with(PREFIX)
-    };
     let mut programs = Vec::new();
-    for package in metadata.packages.iter().filter(|package| package.targets.iter().any(named)) {
-        let glob = format!("{PREFIX}*");
+    for package in &metadata.packages {
+        let name = |target: &cargo_metadata::Target| format!("{}/{}", package.name, target.name);
+        let ours = |target: &cargo_metadata::Target| {
+            target.kind.contains(&TargetKind::Test)
+                && target.name.starts_with(PREFIX)
+                && wanted(&name(target), filters)
+        };
+        let targets: Vec<&str> =
+            package.targets.iter().filter(|t| ours(t)).flat_map(|t| ["--test", t.name.as_str()]).collect();
+        if targets.is_empty() {
+            continue;
+        }
         let args = ["test", "--no-run", "--all-features", "--message-format=json-render-diagnostics"];
         let mut cargo = Command::new("cargo");
-        cargo.current_dir(crate::root()).args(args).args(["--package", &package.name, "--test", &glob]);
+        cargo.current_dir(crate::root()).args(args).args(["--package", &package.name]).args(targets);
         cargo.stdin(Stdio::null()).stdout(Stdio::piped());
         let mut cargo = cargo.spawn().map_err(|e| format!("cannot start cargo: {e}"))?;
         let output = cargo.stdout.take().ok_or("cargo has no output")?;
@@ -303,13 +376,13 @@ fn rust_programs(keep: &mut Vec<PathBuf>) -> Result<Vec<Program>, String> {
             let message = message.map_err(|e| format!("cannot read what cargo says: {e}"))?;
             let Message::CompilerArtifact(artifact) = message else { continue };
             let Some(program) =
-                artifact.executable.filter(|_| artifact.profile.test && named(&artifact.target))
+                artifact.executable.filter(|_| artifact.profile.test && ours(&artifact.target))
             else {
                 continue;
             };
             let more = ["--show-output", "--test-threads=1", "--color=never"].map(str::to_owned);
             programs.push(Program {
-                name: format!("{}/{}", package.name, artifact.target.name),
+                name: name(&artifact.target),
                 dir: dir.as_std_path().to_path_buf(),
                 command: [program.to_string()].into_iter().chain(more).collect(),
                 speaks: Speaks::Rust,
@@ -341,13 +414,47 @@ mod tests {
 
     /// Runs the script here, as the guest's bash would.
     fn play(programs: &[Program]) -> (Tally, usize) {
-        let script = script(programs).replace("/dev/kmsg", "/dev/null");
+        let (session, done) = play_session(programs);
+        (session.total, done)
+    }
+
+    fn play_session(programs: &[Program]) -> (Session<'static>, usize) {
+        let script = script(programs, Path::new("/m.ko")).replace("/dev/kmsg", "/dev/null");
         let output = Command::new("bash").arg("-c").arg(script).output().expect("bash");
-        let mut total = Tally::default();
-        let mut progress = Progress { programs, current: None, done: 0, total: &mut total };
+        let mut session = Session {
+            module: Path::new("/m.ko"),
+            ask: Ask::Tests,
+            most: ALL_SECONDS,
+            total: Tally::default(),
+            again: Vec::new(),
+        };
+        let mut progress = Progress { programs, current: None, done: 0, session: &mut session };
         String::from_utf8_lossy(&output.stdout).lines().for_each(|line| progress.line(line));
         let done = progress.done;
-        (total, done)
+        (session, done)
+    }
+
+    #[test]
+    fn tests_that_want_another_boot_are_picked_for_it() {
+        let wish = |test, boot| format!("echo ok 1 iso.{test} \\# SKIP boot with {boot}");
+        let text =
+            ["echo 1..3".to_owned(), wish("c1", "numa=fake=2"), wish("c2", "debug"), wish("c3", "debug")];
+        let (session, _) = play_session(&[program("k", Speaks::Tap, &["bash", "-c", &text.join("; ")])]);
+        assert_eq!((session.total.passed, session.total.failed, session.again.len()), (0, 0, 3));
+        let boots = by_parameters(session.again);
+        let picked = |boot: &str| {
+            assert_eq!(boots[boot].len(), 1, "one program for {boot}");
+            boots[boot][0].command[3..].join(" ")
+        };
+        assert_eq!(picked("debug"), "-t c2 -t c3");
+        assert_eq!(picked("numa=fake=2"), "-t c1");
+        assert_eq!(boots.len(), 2);
+    }
+
+    #[test]
+    fn programs_know_the_module() {
+        let text = "echo 1..1; [ \"$TASK_ISOLATION_MODULE\" = /m.ko ] && echo ok 1 a";
+        assert_eq!(play(&[program("k", Speaks::Tap, &["bash", "-c", text])]).0.passed, 1);
     }
 
     #[test]

@@ -15,6 +15,14 @@ pub(crate) struct Reader {
     planned: Option<u64>,
     results: u64,
     bailed: bool,
+    elsewhere: Vec<Elsewhere>,
+}
+
+/// A test that wants another boot: its reason to skip says `boot with PARAMETERS`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Elsewhere {
+    pub(crate) test: String,
+    pub(crate) parameters: String,
 }
 
 impl Reader {
@@ -40,7 +48,19 @@ impl Reader {
         self.results += 1;
         let directive = |name: &str| rest.find(name).map(|at| &rest[at + name.len()..]);
         if let Some(reason) = directive("# SKIP") {
-            self.skip(reason);
+            match reason.split_once("boot with ") {
+                Some((_, parameters)) => self.elsewhere.push(Elsewhere {
+                    // fixture.variant.test: by the last part the program picks it.
+                    test: rest
+                        .split_whitespace()
+                        .nth(1)
+                        .and_then(|n| n.rsplit('.').next())
+                        .unwrap_or("")
+                        .to_owned(),
+                    parameters: parameters.trim().to_owned(),
+                }),
+                None => self.skip(reason),
+            }
             return true;
         }
         // A failure that is known and expected is as good as a pass to those who expect it.
@@ -60,6 +80,11 @@ impl Reader {
         }
     }
 
+    /// Tests so far that want another boot; they are not counted here.
+    pub(crate) fn elsewhere(&mut self) -> Vec<Elsewhere> {
+        std::mem::take(&mut self.elsewhere)
+    }
+
     /// The counts, given the program's exit status; says what was wrong beyond single results.
     pub(crate) fn finish(mut self, status: i32) -> (Tally, Option<String>) {
         let missing = self.planned.unwrap_or(self.results).saturating_sub(self.results);
@@ -69,7 +94,7 @@ impl Reader {
         } else if missing > 0 {
             Some(format!("{missing} of its tests gave no result (exit status {status})"))
         } else if status == SKIPPED && self.tally.failed == 0 {
-            if skipped == 0 {
+            if skipped == 0 && self.results == 0 {
                 self.tally.skipped.push("a kselftest skipped itself and gave no reason".to_owned());
             }
             None
@@ -117,6 +142,18 @@ mod tests {
         assert_eq!(not_here, ["one node"]);
         assert_eq!(read("1..0 # SKIP no kernel for it", 4).2, ["no kernel for it"]);
         assert_eq!(read("", 4).2.len(), 1, "skipping without a word is a skip");
+    }
+
+    #[test]
+    fn tests_that_want_another_boot_are_handed_on() {
+        let mut reader = Reader::default();
+        for line in ["1..2", "ok 1 iso.c33_sender # SKIP one node: boot with numa=fake=2", "ok 2 iso.b"] {
+            reader.line(line);
+        }
+        let wanted = Elsewhere { test: "c33_sender".into(), parameters: "numa=fake=2".into() };
+        assert_eq!(reader.elsewhere(), [wanted]);
+        let (tally, wrong) = reader.finish(0);
+        assert_eq!((tally, wrong), (Tally { passed: 1, ..Tally::default() }, None));
     }
 
     #[test]
