@@ -75,10 +75,31 @@ pub(crate) fn logged(what: &str, command: &mut Command, log: &Path) -> Result<()
         Ok(status) => {
             let text = std::fs::read(log).unwrap_or_default();
             let text = String::from_utf8_lossy(&text);
-            Err(format!("{what} failed ({status}). The end of {}:\n{}", log.display(), tail(&text, 25)))
+            Err(format!("{what} failed ({status}). From {}:\n{}", log.display(), reason(&text)))
         }
         Err(e) => Err(format!("{what}: cannot start {}: {e}", command.get_program().to_string_lossy())),
     }
+}
+
+/// What a log says about a failure: errors and what follows them, since several compilers write into it at
+/// once, and its end.
+fn reason(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    let end = lines.len().saturating_sub(10);
+    let wrong =
+        |line: &&str| ["error:", "Error ", "undefined reference"].iter().any(|word| line.contains(word));
+    let mut shown: Vec<&str> = Vec::new();
+    let mut until = 0;
+    for (at, line) in lines[..end].iter().enumerate() {
+        if wrong(line) {
+            until = at + 4;
+        }
+        if at < until && shown.len() < 30 {
+            shown.push(line);
+        }
+    }
+    shown.extend(&lines[end..]);
+    shown.join("\n")
 }
 
 /// A command's standard output, trimmed.
@@ -116,6 +137,16 @@ mod tests {
         assert!(error.starts_with("two failed") && error.contains("out of ideas"), "{error}");
         let error = logged("three", &mut Command::new("/nonexistent/program"), &log).expect_err("fails");
         assert!(error.contains("three: cannot start"), "{error}");
+    }
+
+    #[test]
+    fn an_error_in_the_midst_of_a_log_is_shown() {
+        let chatter = "  CC      kernel/fork.o\n".repeat(40);
+        let log =
+            format!("{chatter}kernel/x.c:1:2: error: no such thing\n   | here\n{chatter}make: *** Error 2\n");
+        let shown = reason(&log);
+        assert!(shown.contains("error: no such thing\n   | here") && shown.ends_with("Error 2"), "{shown}");
+        assert!(shown.lines().count() < 20, "{shown}");
     }
 
     #[test]
