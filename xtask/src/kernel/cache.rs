@@ -131,6 +131,11 @@ impl Cache {
             let name = found.file_name().to_string_lossy().into_owned();
             if let Some(key) = name.strip_prefix(LEFTOVER) {
                 self.take_away(key, &found.path());
+            } else if let Some(key) = name.strip_suffix(".log") {
+                // Of a build that failed. Now that one went well, nobody asks why any more.
+                if self.locked(key).is_some() {
+                    let _ = fs::remove_file(found.path());
+                }
             } else if found.path().join(USED).exists() {
                 let when = fs::metadata(found.path().join(USED)).and_then(|m| m.modified());
                 entries.push((when.unwrap_or(SystemTime::UNIX_EPOCH), name));
@@ -145,15 +150,23 @@ impl Cache {
 
     /// Removes a directory of this key, unless somebody builds or uses it.
     fn take_away(&self, key: &str, path: &Path) {
-        let Ok(lock) = File::create(self.lock_path(key)) else { return };
-        if lock.try_lock().is_err() {
-            return;
-        }
+        let Some(_lock) = self.locked(key) else { return };
         // Renamed first: half an entry must not look like one.
         let leftover = self.root.join(format!("{LEFTOVER}{key}"));
         if path == leftover || fs::rename(path, &leftover).is_ok() {
             let _ = remove(&leftover);
         }
+    }
+
+    /// The lock of a key that nobody builds or uses.
+    fn locked(&self, key: &str) -> Option<File> {
+        let lock = File::create(self.lock_path(key)).ok()?;
+        lock.try_lock().ok().map(|()| lock)
+    }
+
+    /// The log of a build: beside the entries, since it outlives one that fails.
+    pub(crate) fn log(&self, key: &Key) -> PathBuf {
+        self.root.join(format!("{}.log", key.as_str()))
     }
 
     /// Lock files stay for good: removing one would let two runs each hold "the" lock.
@@ -277,7 +290,10 @@ mod tests {
         drop(cache.entry(&key("idle"), fill).expect("built"));
         let left = cache.root().join(format!("{LEFTOVER}{}", key("dead").as_str()));
         fs::create_dir(&left).expect("made");
+        let log = cache.log(&key("failed"));
+        fs::write(&log, "error: no").expect("written");
         cache.prune(0);
+        assert!(!log.exists());
         assert!(held.path("bzImage").exists());
         assert!(!cache.root().join(key("idle").as_str()).exists());
         assert!(!left.exists());

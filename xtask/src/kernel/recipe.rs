@@ -144,7 +144,7 @@ impl Recipe {
                 0 => "without patches".to_owned(),
                 n => format!("with {n} patches"),
             };
-            let log = cache.root().join(format!("{}.log", key.as_str()));
+            let log = cache.log(key);
             let (id, source) = (key.as_str(), self.source.name());
             eprintln!("building {what} {id} from {source} {patches}; log: {}", log.display());
             fs::write(&log, "").map_err(|e| format!("cannot write {}: {e}", log.display()))?;
