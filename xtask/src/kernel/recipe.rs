@@ -88,7 +88,8 @@ impl Recipe {
             ("config", config),
             ("compiler", self.compiler.as_bytes()),
         ];
-        Key::of(fixed.into_iter().chain(patches.map(|(name, text)| (name.as_str(), text.as_slice()))))
+        let patches: Vec<_> = patches.map(|(_, text)| substance(text)).collect();
+        Key::of(fixed.into_iter().chain(patches.iter().map(|text| ("patch", text.as_slice()))))
     }
 
     /// The kernel, from the cache or built now.
@@ -176,6 +177,20 @@ fn paths(patch: &[u8]) -> impl Iterator<Item = String> {
         Some([old.to_owned(), new.to_owned()])
     };
     text.lines().filter_map(paths).flatten().collect::<Vec<_>>().into_iter()
+}
+
+/// What a patch does, without its message, the names of git's objects, and the version of git that ends it.
+fn substance(patch: &[u8]) -> Vec<u8> {
+    let lines: Vec<&[u8]> = patch.split_inclusive(|byte| *byte == b'\n').collect();
+    let Some(start) = lines.iter().position(|line| line.starts_with(b"diff --git ")) else {
+        // Not in git's format: all of it may matter.
+        return patch.to_vec();
+    };
+    let version = |line: &[u8]| line.trim_ascii().iter().all(|byte| b"0123456789.".contains(byte));
+    let signed = lines.iter().rposition(|line| *line == b"-- \n");
+    let end = signed.filter(|at| lines[at + 1..].iter().all(|line| version(line))).unwrap_or(lines.len());
+    let kept = lines[start..end.max(start)].iter().filter(|line| !line.starts_with(b"index "));
+    kept.copied().flatten().copied().collect()
 }
 
 /// Can this patch change the kernel? One that does not say what it is about can.
@@ -298,12 +313,11 @@ mod tests {
     fn whatever_goes_in_is_in_the_key() {
         let base = recipe().kernel_key();
         assert_eq!(base, recipe().kernel_key());
-        let changes: [fn(&mut Recipe); 8] = [
+        let changes: [fn(&mut Recipe); 7] = [
             |r| r.identity.push('0'),
             |r| r.config.push_str("CONFIG_NUMA=y\n"),
             |r| r.compiler = "gcc 14".into(),
             |r| r.patches[1].1.push(b'!'),
-            |r| r.patches[0].0 = "0001-c.patch".into(),
             |r| r.patches.swap(0, 1),
             |r| drop(r.patches.pop()),
             |r| r.patches.clear(),
@@ -335,6 +349,22 @@ mod tests {
         assert_eq!(with.kernel_key(), recipe().kernel_key());
         assert_ne!(with.kselftests_key(), recipe().kselftests_key());
         assert_ne!(with.kselftests_key(), with.kernel_key());
+    }
+
+    #[test]
+    fn a_patch_may_be_reworded_without_another_build() {
+        let patch = |message: &str, line: &str| {
+            let diff =
+                format!("diff --git a/f b/f\nindex 1..2 100644\n--- a/f\n+++ b/f\n@@ -1 +1 @@\n{line}\n");
+            format!("From 12 Mon\nSubject: {message}\n---\n f | 2 +-\n\n{diff}-- \n2.39\n").into_bytes()
+        };
+        let old = substance(&patch("one", "+a"));
+        assert_eq!(old, substance(&patch("two", "+a")));
+        assert_ne!(old, substance(&patch("one", "+b")));
+        assert_eq!(old, b"diff --git a/f b/f\n--- a/f\n+++ b/f\n@@ -1 +1 @@\n+a\n");
+        let removed = patch("one", "-- \n+b");
+        assert_ne!(substance(&removed), substance(&patch("one", "-- \n+c")), "a removed line ends no patch");
+        assert_eq!(substance(b"--- a/f\n+++ b/f\n"), b"--- a/f\n+++ b/f\n");
     }
 
     #[test]
