@@ -1,17 +1,18 @@
 //! What was built, kept outside the work tree under a key of everything that went into it.
 //!
 //! Contract: an entry that can be seen is whole. It is built beside its final place, under an exclusive
-//! lock, and renamed into place as the last step, so a killed build leaves only a leftover, which the next
+//! lock, and renamed into place as the last step, so a killed build leaves only a leftover, which a later
 //! run removes. Who uses an entry holds a shared lock on it, so pruning never takes it away.
 
 use sha2::{Digest, Sha256};
 use std::fmt::Write as _;
 use std::fs::{self, File, TryLockError};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-/// How many entries are kept: ours and stock, each normal and debug, of the last few series.
-const KEPT: usize = 8;
+/// How many entries are kept: kernels, ours and stock, normal and debug, and kselftests of the last few series.
+const KEPT: usize = 12;
 const LEFTOVER: &str = "building-";
 
 /// The name of an entry: a digest of all that decides what is built.
@@ -109,14 +110,19 @@ impl Cache {
             lock.lock_shared().map_err(named)?;
             return Ok((used(dir, lock), false));
         }
-        let unfinished = self.root.join(format!("{LEFTOVER}{}", key.as_str()));
-        remove(&unfinished).map_err(named)?;
-        fs::create_dir(&unfinished).map_err(named)?;
-        if let Err(reason) = build(&unfinished) {
-            let _ = remove(&unfinished);
-            return Err(reason);
+        for found in fs::read_dir(&self.root).into_iter().flatten().flatten() {
+            if found.file_name().to_string_lossy().starts_with(&format!("{LEFTOVER}{}-", key.as_str())) {
+                let _ = fs::remove_dir_all(found.path());
+            }
         }
-        fs::rename(&unfinished, &dir).map_err(named)?;
+        // A name of its own: what a killed run has started may go on for a moment, and must not write into ours.
+        let prefix = format!("{LEFTOVER}{}-", key.as_str());
+        let unfinished = tempfile::Builder::new().prefix(&prefix).tempdir_in(&self.root).map_err(named)?;
+        fs::set_permissions(unfinished.path(), fs::Permissions::from_mode(0o755)).map_err(named)?;
+        build(unfinished.path())?;
+        fs::rename(unfinished.path(), &dir).map_err(named)?;
+        // There is nothing left to remove.
+        let _ = unfinished.keep();
         lock.lock_shared().map_err(named)?;
         let entry = used(dir, lock);
         self.prune(KEPT);
@@ -129,7 +135,7 @@ impl Cache {
         let mut entries: Vec<(SystemTime, String)> = Vec::new();
         for found in fs::read_dir(&self.root).into_iter().flatten().flatten() {
             let name = found.file_name().to_string_lossy().into_owned();
-            if let Some(key) = name.strip_prefix(LEFTOVER) {
+            if let Some((key, _)) = name.strip_prefix(LEFTOVER).and_then(|rest| rest.split_once('-')) {
                 self.take_away(key, &found.path());
             } else if let Some(key) = name.strip_suffix(".log") {
                 // Of a build that failed. Now that one went well, nobody asks why any more.
@@ -152,9 +158,10 @@ impl Cache {
     fn take_away(&self, key: &str, path: &Path) {
         let Some(_lock) = self.locked(key) else { return };
         // Renamed first: half an entry must not look like one.
-        let leftover = self.root.join(format!("{LEFTOVER}{key}"));
-        if path == leftover || fs::rename(path, &leftover).is_ok() {
-            let _ = remove(&leftover);
+        let leftover = self.root.join(format!("{LEFTOVER}{key}-old"));
+        let _ = fs::remove_dir_all(&leftover);
+        if fs::rename(path, &leftover).is_ok() {
+            let _ = fs::remove_dir_all(&leftover);
         }
     }
 
@@ -181,13 +188,6 @@ const USED: &str = "used";
 fn used(dir: PathBuf, lock: File) -> Entry {
     let _ = fs::write(dir.join(USED), "");
     Entry { dir, _used: lock }
-}
-
-fn remove(path: &Path) -> std::io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]
@@ -250,12 +250,17 @@ mod tests {
     #[test]
     fn what_a_killed_build_left_is_no_entry() {
         let (_guard, cache) = cache();
-        let left = cache.root().join(format!("{LEFTOVER}{}", key("a").as_str()));
+        let left = cache.root().join(format!("{LEFTOVER}{}-x1", key("a").as_str()));
         fs::create_dir(&left).expect("made");
         fs::write(left.join("bzImage"), "half").expect("written");
         let (entry, built) = cache
             .entry(&key("a"), |dir| {
                 assert!(!dir.join("bzImage").exists(), "starts from nothing");
+                assert!(!left.exists(), "the leftover is gone");
+                // What the killed run has started may still be at it.
+                fs::create_dir(&left)
+                    .and_then(|()| fs::write(left.join("bzImage"), "late"))
+                    .expect("written");
                 fill(dir)
             })
             .expect("built");
@@ -288,7 +293,7 @@ mod tests {
         let (_guard, cache) = cache();
         let (held, _) = cache.entry(&key("held"), fill).expect("built");
         drop(cache.entry(&key("idle"), fill).expect("built"));
-        let left = cache.root().join(format!("{LEFTOVER}{}", key("dead").as_str()));
+        let left = cache.root().join(format!("{LEFTOVER}{}-x1", key("dead").as_str()));
         fs::create_dir(&left).expect("made");
         let log = cache.log(&key("failed"));
         fs::write(&log, "error: no").expect("written");

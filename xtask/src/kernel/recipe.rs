@@ -203,7 +203,9 @@ fn reaches_kernel(patch: &[u8]) -> bool {
 /// `make` in the tree, on all CPUs, so that the result depends on nothing but the recipe.
 fn make(tree: &Path) -> Command {
     let jobs = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let mut make = Command::new("make");
+    // Should we be killed, it stops.
+    let mut make = Command::new("setpriv");
+    make.args(["--pdeathsig", "TERM", "make"]);
     make.current_dir(tree).arg(format!("-j{jobs}")).arg("LOCALVERSION=");
     make.args(["KBUILD_BUILD_USER=isoplane", "KBUILD_BUILD_HOST=isoplane", "KBUILD_BUILD_TIMESTAMP=@0"]);
     // A make that runs us must not lend its flags.

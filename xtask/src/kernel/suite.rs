@@ -25,6 +25,8 @@ const MOST_SECONDS: u64 = 600;
 const ALL_SECONDS: u64 = 1500;
 /// Under lockdep and KASAN everything takes longer.
 const SLOWER_DEBUGGED: u64 = 4;
+/// Why a kselftest skips that is about a kernel without the series.
+const HAS_IT: &str = "the kernel has task isolation";
 /// The kselftest that leaves out one hook of the series after the other and asks whether a test notices.
 const MUTANTS: &str = "mutants.sh";
 /// Guests that may die before we give up on the rest.
@@ -236,7 +238,12 @@ impl Progress<'_, '_> {
         }
         let show = match &mut self.current {
             Some(Reading::Tap(reader)) => reader.line(line),
-            Some(Reading::Rust(reader)) => reader.line(line),
+            Some(Reading::Rust(reader)) => {
+                // Output and errors are one stream here: a reason may come after the name of its test.
+                let reason = line.strip_prefix("test ").and_then(|rest| rest.split_once("... "));
+                let reason = reason.map(|(_, said)| said).filter(|said| said.contains(": "));
+                reader.line(reason.unwrap_or(line))
+            }
             None => true,
         };
         if show && !line.is_empty() {
@@ -250,7 +257,11 @@ impl Progress<'_, '_> {
             Some(Reading::Tap(mut reader)) => {
                 let wishes = reader.elsewhere();
                 self.session.again.extend(wishes.into_iter().map(|wish| (program.clone(), wish)));
-                reader.finish(status)
+                let (mut tally, wrong) = reader.finish(status);
+                let (has_it, skipped) = tally.skipped.into_iter().partition(|reason| reason == HAS_IT);
+                tally.skipped = skipped;
+                tally.not_here.extend::<Vec<_>>(has_it);
+                (tally, wrong)
             }
             Some(Reading::Rust(reader)) => {
                 let mut tally = reader.finish();
@@ -276,7 +287,8 @@ impl Progress<'_, '_> {
 
 /// Runs the programs one after the other, and says where each begins and ends.
 fn script(programs: &[Program], module: &Path) -> String {
-    let mut text = format!("export TASK_ISOLATION_MODULE={}\n", quoted(&module.to_string_lossy()));
+    let module = quoted(&module.to_string_lossy());
+    let mut text = format!("export TASK_ISOLATION_MODULE={module} TASK_ISOLATION_DISK=/run/disk\n");
     text.push_str(
         "run() { # NAME SECONDS DIRECTORY COMMAND...\n\
          \t# On the console too, so that a complaint there has a name.\n\
@@ -466,6 +478,16 @@ mod tests {
         ];
         let (tally, done) = play(&programs);
         assert_eq!((tally.passed, tally.failed, done), (4, 1, 2));
+    }
+
+    #[test]
+    fn reasons_in_the_same_line_as_the_test_count() {
+        let text =
+            "echo 'test a ... not here: no such CPU'; echo ok; echo 'test b ... skipped: b: no root'; echo ok
+                    echo 'test c ... ok'; echo 'test result: ok. 3 passed; 0 failed; 0 ignored'";
+        let (tally, _) = play(&[program("r", Speaks::Rust, &["bash", "-c", text])]);
+        assert_eq!((tally.passed, tally.failed), (1, 0));
+        assert_eq!((tally.not_here, tally.skipped), (vec!["no such CPU".into()], vec!["b: no root".into()]));
     }
 
     #[test]

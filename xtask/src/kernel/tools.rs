@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// What building needs: Debian package, and a program by which other systems are asked.
-const BUILD: [(&str, Option<&str>); 11] = [
+const BUILD: [(&str, Option<&str>); 12] = [
     ("bc", Some("bc")),
     ("binutils", Some("ld")),
     ("bison", Some("bison")),
@@ -18,11 +18,13 @@ const BUILD: [(&str, Option<&str>); 11] = [
     ("make", Some("make")),
     ("patch", Some("patch")),
     ("rsync", Some("rsync")),
+    ("util-linux", Some("setpriv")),
 ];
 /// What unpacking needs.
 const UNPACK: [(&str, Option<&str>); 2] = [("tar", Some("tar")), ("xz-utils", Some("xz"))];
 /// What booting needs. iproute2 and the rest run inside: the guest's root is the machine's.
-const BOOT: [(&str, Option<&str>); 4] = [
+const BOOT: [(&str, Option<&str>); 5] = [
+    ("e2fsprogs", Some("mke2fs")),
     ("iproute2", Some("ip")),
     ("qemu-system-x86", Some("qemu-system-x86_64")),
     ("util-linux", Some("setpriv")),
