@@ -302,7 +302,9 @@ fn every_cpu_is_stopped() {
             std::fs::write(&online, value).expect("offline, online");
         }
     });
-    assert!(status.snapshot().allowed.of(Cause::StopMachine) > 0, "{:?}", status.snapshot().allowed);
+    // Work that precedes it may find the task still being quiesced when all are stopped.
+    let allowed = status.snapshot().allowed;
+    assert!(allowed.of(Cause::StopMachine) + allowed.of(Cause::IrqWork) > 0, "{allowed:?}");
 }
 
 fn stop_and_continue() {
