@@ -9,6 +9,7 @@
 //! | [`capture`] | decorators that record packets, for pcap files and traces |
 //! | `conformance` (a feature) | the suite that every driver must pass |
 //! | [`null`] | a source and sink that never leaves the worker |
+//! | [`pci`] | what a driver sees of a PCI function: registers, DMA memory, configuration space |
 //! | [`xdp`] | AF_XDP: a Linux interface through sockets that share memory with the kernel |
 //! | [`memory`] | two ports connected through shared memory, within a process or across processes |
 #![deny(missing_docs, unsafe_code)]
@@ -20,6 +21,7 @@ pub mod decorated;
 pub mod fault;
 pub mod memory;
 pub mod null;
+pub mod pci;
 pub mod port;
 pub mod queue;
 pub mod xdp;

@@ -1,0 +1,96 @@
+//! Memory that a device reads and writes, as slices of atomics.
+//!
+//! Contract: a slice keeps its memory alive and mapped for the device; it is inside the memory and aligned
+//! (checked once, when it is made). Who may write what is between driver and device: a device that does not
+//! keep to it changes values, which the driver checks.
+#![allow(unsafe_code, reason = "the one place where DMA memory becomes references")]
+
+use super::DmaMemory;
+use std::ops::Deref;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64};
+
+mod sealed {
+    pub trait Atomic {}
+}
+
+/// An atomic integer: what DMA memory may be seen as.
+pub trait Shared: sealed::Atomic + Send + Sync + 'static {}
+
+macro_rules! shared {
+    ($($atomic:ty),*) => { $(impl sealed::Atomic for $atomic {} impl Shared for $atomic {})* };
+}
+shared!(AtomicU8, AtomicU16, AtomicU32, AtomicU64);
+
+/// Why there is no such slice.
+#[derive(Debug, thiserror::Error, Clone, Copy, PartialEq, Eq)]
+#[error(
+    "{count} values of {size} bytes at offset {offset} of DMA memory of {bytes} bytes: they do not fit or are \
+     not aligned"
+)]
+pub struct SliceError {
+    /// Where they should start.
+    pub offset: usize,
+    /// How many there should be.
+    pub count: usize,
+    /// Bytes of each.
+    pub size: usize,
+    /// Bytes that there are.
+    pub bytes: usize,
+}
+
+/// `[T]` in memory that a device shares.
+pub struct DmaSlice<T> {
+    start: NonNull<T>,
+    count: usize,
+    memory: Arc<dyn DmaMemory>,
+}
+
+// SAFETY: it is a shared reference to atomics in memory that `memory`, itself `Send` and `Sync`, keeps.
+unsafe impl<T: Shared> Send for DmaSlice<T> {}
+// SAFETY: as above.
+unsafe impl<T: Shared> Sync for DmaSlice<T> {}
+
+impl<T: Shared> DmaSlice<T> {
+    /// `count` values at `offset`.
+    ///
+    /// # Errors
+    /// [`SliceError`].
+    pub fn new(memory: &Arc<dyn DmaMemory>, offset: usize, count: usize) -> Result<Self, SliceError> {
+        let (size, bytes) = (size_of::<T>(), memory.bytes());
+        let error = SliceError { offset, count, size, bytes };
+        let end = count.checked_mul(size).and_then(|len| len.checked_add(offset)).ok_or(error)?;
+        let at = memory.start().as_ptr().wrapping_add(offset).cast::<T>();
+        if end > bytes || !at.is_aligned() {
+            return Err(error);
+        }
+        let start = NonNull::new(at).ok_or(error)?;
+        Ok(Self { start, count, memory: Arc::clone(memory) })
+    }
+
+    /// Where the device finds the first value.
+    #[must_use]
+    pub fn iova(&self) -> u64 {
+        let offset = self.start.as_ptr() as usize - self.memory.start().as_ptr() as usize;
+        self.memory.iova() + offset as u64
+    }
+}
+
+impl<T: Shared> Deref for DmaSlice<T> {
+    type Target = [T];
+
+    #[inline(always)]
+    fn deref(&self) -> &[T] {
+        // SAFETY: `new` checked that `count` aligned values lie inside `memory`, which says (its trait is
+        // unsafe to implement) that they stay mapped while it lives and are only ever accessed as atomics
+        // or by a device; `T` is an atomic integer, for which every bit pattern is a value.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.count) }
+    }
+}
+
+impl<T> std::fmt::Debug for DmaSlice<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DmaSlice").field("start", &self.start).field("count", &self.count).finish()
+    }
+}
