@@ -12,6 +12,8 @@ use isoplane_memory::Pool;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+#[cfg(test)]
+pub(crate) mod fake;
 mod slice;
 
 pub use slice::{DmaSlice, Shared, SliceError};
