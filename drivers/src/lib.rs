@@ -10,6 +10,7 @@
 //! | `conformance` (a feature) | the suite that every driver must pass |
 //! | [`null`] | a source and sink that never leaves the worker |
 //! | [`pci`] | what a driver sees of a PCI function: registers, DMA memory, configuration space |
+//! | [`vfio`] | PCI functions through VFIO: bound, opened, mapped, given memory |
 //! | [`xdp`] | AF_XDP: a Linux interface through sockets that share memory with the kernel |
 //! | [`memory`] | two ports connected through shared memory, within a process or across processes |
 #![deny(missing_docs, unsafe_code)]
@@ -24,6 +25,7 @@ pub mod null;
 pub mod pci;
 pub mod port;
 pub mod queue;
+pub mod vfio;
 pub mod xdp;
 
 pub use decorated::Decorated;

@@ -210,6 +210,12 @@ impl Pool {
         self.region.len()
     }
 
+    /// Bytes of one page of that region.
+    #[must_use]
+    pub fn page_bytes(&self) -> usize {
+        self.region.page_bytes()
+    }
+
     /// The region's name.
     #[must_use]
     pub fn name(&self) -> &str {
