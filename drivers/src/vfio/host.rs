@@ -1,17 +1,24 @@
 //! Where the kernel tells about devices: sysfs, procfs and `/dev` below one root, which a test can replace.
 //!
-//! Contract: nothing here changes anything. A file that is not there is `None`; what is in it is not trusted to
+//! Contract: reading changes nothing; what writes says so. A file that is not there is `None`; what is in it is not trusted to
 //! make sense.
 
 use super::error::VfioError;
 use std::ffi::OsStr;
 use std::fs;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+
+#[cfg(test)]
+pub(super) type Kernel = fn(&Host, &Path, &str) -> io::Result<()>;
 
 /// The machine whose devices are meant.
 #[derive(Debug, Clone)]
 pub struct Host {
     root: PathBuf,
+    /// Plays the kernel when something is written.
+    #[cfg(test)]
+    pub(super) kernel: Option<Kernel>,
 }
 
 impl Default for Host {
@@ -24,12 +31,25 @@ impl Host {
     /// One with its `sys`, `proc`, `dev` and `run` below `root`.
     #[must_use]
     pub fn at(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        Self {
+            root: root.into(),
+            #[cfg(test)]
+            kernel: None,
+        }
     }
 
     /// A file of this machine, by its path from the root.
     pub(super) fn path(&self, of: &str) -> PathBuf {
         self.root.join(of.trim_start_matches('/'))
+    }
+
+    /// Writes to a file that is there, in one call.
+    pub(super) fn write(&self, path: &Path, text: &str) -> io::Result<()> {
+        #[cfg(test)]
+        if let Some(kernel) = self.kernel {
+            return kernel(self, path, text);
+        }
+        fs::OpenOptions::new().write(true).open(path)?.write_all(text.as_bytes())
     }
 
     /// The directory of a PCI function.

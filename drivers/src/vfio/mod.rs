@@ -18,14 +18,16 @@
 //! # Ok::<(), Box<dyn std::error::Error + Send + Sync>>(())
 //! ```
 //!
-//! A function must belong to the kernel's `vfio-pci` driver first.
+//! A function must belong to the kernel's `vfio-pci` driver first: [`Host::bind`].
 
 mod bar;
+mod bind;
 mod blame;
 mod container;
 mod device;
 mod error;
 mod host;
+mod inventory;
 mod ioctl;
 mod iommu;
 mod iommufd;
@@ -35,8 +37,10 @@ mod layout;
 mod noiommu;
 
 pub use bar::Bar;
+pub use bind::{BindError, Bound};
 pub use device::VfioFunction;
 pub use error::{BarError, DmaError, InterruptError, ResetError, VfioError};
 pub use host::Host;
+pub use inventory::{Kind, PciDevice, PcieLink};
 pub use iommu::{Domain, IommuChoice};
 pub use irq::Interrupts;
