@@ -11,6 +11,7 @@
 //! | [`null`] | a source and sink that never leaves the worker |
 //! | [`pci`] | what a driver sees of a PCI function: registers, DMA memory, configuration space |
 //! | [`vfio`] | PCI functions through VFIO: bound, opened, mapped, given memory |
+//! | [`e1000e`] | the Intel 82574L, driven without the kernel |
 //! | [`xdp`] | AF_XDP: a Linux interface through sockets that share memory with the kernel |
 //! | [`memory`] | two ports connected through shared memory, within a process or across processes |
 #![deny(missing_docs, unsafe_code)]
@@ -19,6 +20,7 @@ pub mod capture;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod decorated;
+pub mod e1000e;
 pub mod fault;
 pub mod memory;
 pub mod null;
@@ -29,6 +31,7 @@ pub mod vfio;
 pub mod xdp;
 
 pub use decorated::Decorated;
+pub use e1000e::{E1000eConfig, E1000eError, E1000ePort};
 pub use memory::MemoryPort;
 pub use null::NullPort;
 pub use port::{

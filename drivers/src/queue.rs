@@ -1,9 +1,11 @@
 //! One type over all drivers' queues, so that a worker whose ports come from a configuration file
 //! pays one predictable branch a batch.
 
+use crate::e1000e::{E1000eRx, E1000eTx};
 use crate::memory::{MemoryRx, MemoryTx};
 use crate::null::{NullRx, NullTx};
 use crate::port::{KickError, RxQueue, TxQueue};
+use crate::vfio;
 use crate::xdp::{XdpRx, XdpTx};
 use isoplane_memory::{Batch, FrameCache, Kernel, Survey};
 
@@ -74,6 +76,8 @@ any! {
         Memory(MemoryRx),
         /// See [`xdp`](crate::xdp).
         Xdp(XdpRx),
+        /// See [`e1000e`](crate::e1000e).
+        E1000e(E1000eRx<vfio::Bar>),
     }
 }
 
@@ -86,6 +90,8 @@ any! {
         Memory(MemoryTx),
         /// See [`xdp`](crate::xdp).
         Xdp(XdpTx),
+        /// See [`e1000e`](crate::e1000e).
+        E1000e(E1000eTx<vfio::Bar>),
     }
 }
 
@@ -96,6 +102,7 @@ macro_rules! hot {
             Self::Null($q) => $call,
             Self::Memory($q) => $call,
             Self::Xdp($q) => $call,
+            Self::E1000e($q) => $call,
             Self::Dyn($q) => $call,
         }
     };

@@ -308,6 +308,8 @@ pub fn worker_death(fixture: &mut dyn Fixture) {
         let found = unsafe { survey.finish(&mut end.frames) };
         assert_eq!(found.lies, 0, "{}: {found:?}", wire.driver());
         wire.assert_quiet("after the death of a worker");
+        // What had arrived, and nobody had looked at.
+        while wire.poll() {}
         for end in &mut wire.ends {
             end.arrived.clear();
         }
@@ -345,6 +347,9 @@ pub fn hostile_other_side(fixture: &mut dyn Fixture) {
             end.queue.tx.transmit(&mut sent);
             end.frames.put_batch(&mut sent);
         }
+        // Frames that it would not send.
+        let end = &mut wire.ends[0];
+        end.queue.tx.reclaim(&mut end.frames);
         let free: Vec<_> = wire.starve(0);
         let mut chunks = HashSet::new();
         for frame in held.iter().chain(&free) {

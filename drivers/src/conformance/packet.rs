@@ -29,7 +29,8 @@ pub fn make(sequence: u32, len: usize) -> Vec<u8> {
 
 /// The sequence number, when this is a whole and unchanged packet of the suite.
 ///
-/// `Err` is a packet of the suite that has changed; `Ok(None)` is somebody else's.
+/// `Err` is a packet of the suite that has changed; `Ok(None)` is somebody else's, or one shorter than
+/// Ethernet allows that was padded on the way (IEEE 802.3, clause 4.2.3.3).
 ///
 /// # Errors
 /// What is wrong with it.
@@ -40,8 +41,18 @@ pub fn check(bytes: &[u8]) -> Result<Option<u32>, String> {
     let expected = make(sequence, bytes.len());
     match bytes.iter().zip(&expected).position(|(a, b)| a != b) {
         None => Ok(Some(sequence)),
+        Some(_) if is_padded(bytes, sequence) => Ok(None),
         Some(at) => Err(format!("packet {sequence} of {} bytes differs at byte {at}", bytes.len())),
     }
+}
+
+/// Shortest packet on an Ethernet, FCS not counted.
+const SHORTEST: usize = 60;
+
+/// Is this a packet that was shorter, with zeroes behind it?
+fn is_padded(bytes: &[u8], sequence: u32) -> bool {
+    let made = |len: &usize| bytes[..*len] == make(sequence, *len) && bytes[*len..].iter().all(|b| *b == 0);
+    bytes.len() == SHORTEST && (HEADER..SHORTEST).any(|len| made(&len))
 }
 
 /// A fixed function whose values look random; feed it its own result.
@@ -64,6 +75,11 @@ mod tests {
             assert!(check(&changed).is_err(), "byte {at}");
         }
         assert!(check(&packet[..99]).is_err(), "cut off");
+        let mut padded = make(8, 40);
+        padded.resize(60, 0);
+        assert_eq!(check(&padded), Ok(None), "padded");
+        padded.push(0);
+        assert!(check(&padded).is_err(), "longer");
         assert_eq!(check(&[0; 60]), Ok(None));
         assert_eq!(check(&[]), Ok(None));
     }
