@@ -68,6 +68,14 @@ pub enum LabError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// The machine around the guest does not do it.
+    #[error("the machine's monitor: {what}: {reason}")]
+    Machine {
+        /// What was tried.
+        what: String,
+        /// What the monitor said, or why it could not be asked.
+        reason: String,
+    },
     /// A socket call failed.
     #[error("{what}: {source}")]
     Socket {

@@ -7,6 +7,7 @@
 //! | [`link`] | an interface in a namespace: addresses, MTU, state, counters, offloads, its XDP program |
 //! | [`traffic`] | ICMP, UDP and TCP from one kernel to another, sent and verified by us |
 //! | [`packet`] | raw Ethernet frames in and out of an interface (`AF_PACKET`) |
+//! | [`machine`] | the machine around a guest: its monitor |
 //! | [`witness`] | what others see of a thread: system calls and page faults, by tracers outside |
 //!
 //! Nothing here has a name outside the process: no file under `/run/netns`, no interface in the
@@ -19,6 +20,7 @@
 
 pub mod error;
 pub mod link;
+pub mod machine;
 pub mod namespace;
 mod netlink;
 pub mod packet;
@@ -29,6 +31,7 @@ pub mod witness;
 
 pub use error::LabError;
 pub use link::{Link, LinkStatus, Offloads};
+pub use machine::Machine;
 pub use namespace::{Entered, Namespace};
 pub use packet::PacketSocket;
 pub use traffic::{Endpoint, Flow, FlowReport, Traffic};

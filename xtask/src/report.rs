@@ -3,7 +3,8 @@
 //! Contract: what is not understood is passed on and never counted. A test that cannot run on a
 //! machine prints a line `skipped: REASON` and returns; the harness calls that "ok", we do not. One that
 //! finds nothing here that it could be about (the CPU or the kernel has no such thing) prints
-//! `not here: REASON`; that is listed, counts as no pass, and is no failure.
+//! `not here: REASON`; that is listed, counts as no pass, and is no failure. In the guest, `skipped: boot with
+//! PARAMETERS` (for the kernel) asks for another one.
 
 /// What the output said.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -33,12 +34,24 @@ pub(crate) struct Reader {
     said_skipped: u64,
     /// Inside the output of tests that passed, which is not shown.
     in_successes: bool,
+    /// Whose output this is.
+    test: Option<String>,
+    /// Tests that want another boot of the guest, and its kernel's parameters.
+    elsewhere: Vec<(String, String)>,
 }
 
 impl Reader {
     /// Takes one line; says whether to show it.
     pub(crate) fn line(&mut self, line: &str) -> bool {
         let text = line.trim();
+        if let Some(test) = text.strip_prefix("---- ").and_then(|rest| rest.split_once(" stdout ")) {
+            self.test = Some(test.0.to_owned());
+        }
+        if let (Some(parameters), Some(test)) = (text.strip_prefix("skipped: boot with "), &self.test) {
+            self.elsewhere.push((test.clone(), parameters.to_owned()));
+            self.said_skipped += 1;
+            return false;
+        }
         if let Some(reason) = text.strip_prefix("skipped: ") {
             self.tally.skipped.push(reason.to_owned());
             self.said_skipped += 1;
@@ -64,6 +77,11 @@ impl Reader {
             _ => {}
         }
         !self.in_successes
+    }
+
+    /// Tests so far that want another boot, with the parameters; they are not counted.
+    pub(crate) fn elsewhere(&mut self) -> Vec<(String, String)> {
+        std::mem::take(&mut self.elsewhere)
     }
 
     pub(crate) fn finish(mut self) -> Tally {

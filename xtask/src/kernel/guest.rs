@@ -3,8 +3,8 @@
 //! Contract: a guest ends with the command, at its time limit, when it falls silent, or when we are
 //! killed, whichever is first. Dying without a status is an error that shows the console's end, never success.
 
-use super::console;
 use super::tools::in_path;
+use super::{console, nics};
 use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -24,6 +24,8 @@ pub(crate) struct Machine {
     pub(crate) append: Vec<String>,
     /// More arguments for QEMU, such as devices.
     pub(crate) qemu: Vec<String>,
+    /// With network devices and a way to the monitor: see `nics`.
+    pub(crate) nics: bool,
     /// Shows the kernel's console as it comes.
     pub(crate) console: bool,
 }
@@ -99,7 +101,15 @@ impl Drop for Running {
 impl Machine {
     /// As the tests want it: CPU 0 for housekeeping, the others isolated.
     pub(crate) fn new(image: PathBuf) -> Self {
-        Self { image, keep: Vec::new(), cpus: 4, append: Vec::new(), qemu: Vec::new(), console: false }
+        Self {
+            image,
+            keep: Vec::new(),
+            cpus: 4,
+            append: Vec::new(),
+            qemu: Vec::new(),
+            nics: false,
+            console: false,
+        }
     }
 
     /// Boots, runs the job, and hands on each line of its output as it comes.
@@ -204,7 +214,7 @@ impl Machine {
         qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-m", "3G", "-smp", &self.cpus.to_string()]);
         // Remapped interrupts and an IOMMU: VFIO works in there.
         qemu.args(["-M", "q35,kernel-irqchip=split"]);
-        qemu.args(["-device", "intel-iommu,intremap=on,caching-mode=on"]);
+        qemu.args(["-device", "intel-iommu,intremap=on,caching-mode=on,device-iotlb=on"]);
         qemu.arg("-kernel").arg(&self.image).arg("-append").arg(self.append(&init));
         for (tag, path, more) in [
             ("root", Some(Path::new("/")), ",readonly=on"),
@@ -225,7 +235,11 @@ impl Machine {
         });
         console.push(escaped(&log));
         qemu.arg("-chardev").arg(console).args(["-serial", "chardev:console"]);
-        qemu.args(["-device", "virtio-serial-pci"]).args(&self.qemu);
+        qemu.args(["-device", "virtio-serial-pci"]);
+        if self.nics {
+            qemu.args(nics::arguments(&escaped(&nics::socket(share))));
+        }
+        qemu.args(&self.qemu);
         Ok(qemu)
     }
 }

@@ -7,6 +7,7 @@
 mod cache;
 mod console;
 mod guest;
+mod nics;
 mod recipe;
 mod source;
 mod suite;
@@ -78,6 +79,9 @@ pub(crate) struct Options {
     /// Adds one argument for QEMU, such as `--qemu=-device --qemu=e1000e`.
     #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
     qemu: Vec<String>,
+    /// Adds the network devices of the tests: four of virtio-net, four 82574L, and more.
+    #[arg(long)]
+    nics: bool,
     /// Shows the kernel's console as it comes, on standard error.
     #[arg(long)]
     console: bool,
@@ -88,7 +92,7 @@ pub(crate) struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { cpus: 4, append: Vec::new(), qemu: Vec::new(), console: false, results: None }
+        Self { cpus: 4, append: Vec::new(), qemu: Vec::new(), nics: false, console: false, results: None }
     }
 }
 
@@ -174,6 +178,7 @@ fn machine(entry: &Entry, options: &Options) -> Result<Machine, String> {
     machine.cpus = options.cpus;
     machine.append.clone_from(&options.append);
     machine.qemu.clone_from(&options.qemu);
+    machine.nics = options.nics;
     machine.console = options.console;
     Ok(machine)
 }

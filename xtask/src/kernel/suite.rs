@@ -1,4 +1,5 @@
-//! The tests that run in the guest: the series' kselftests, and test binaries of the crates named `guest*`.
+//! The tests that run in the guest: the series' kselftests, and test binaries of the crates named `guest*`, or
+//! `vfio*` for those that want network devices.
 //!
 //! Contract: every program found is run and counted, also after one of them took the guest down; a guest
 //! that dies, hangs or whose kernel complains fails the suite, and the console says why.
@@ -17,6 +18,8 @@ use std::time::Duration;
 
 /// Test binaries with this prefix are about the guest. Elsewhere they print `not here: REASON`.
 const PREFIX: &str = "guest";
+/// So are these, which want a machine with network devices.
+const NICS_PREFIX: &str = "vfio";
 /// Seconds for a program that does not say how many it takes.
 const SECONDS: u64 = 240;
 /// At most so many for one that does.
@@ -48,6 +51,8 @@ struct Program {
     command: Vec<String>,
     speaks: Speaks,
     seconds: u64,
+    /// On a machine with network devices.
+    nics: bool,
 }
 
 /// What is asked of the guest.
@@ -132,7 +137,12 @@ fn by_parameters(wishes: Vec<(Program, Elsewhere)>) -> BTreeMap<String, Vec<Prog
             programs.push(program);
             programs.len() - 1
         });
-        programs[at].command.extend(["-t".to_owned(), test]);
+        let pick = match programs[at].speaks {
+            Speaks::Tap => ["-t".to_owned(), test],
+            // Filters of Rust's harness add up, too.
+            Speaks::Rust => ["--exact".to_owned(), test],
+        };
+        programs[at].command.extend(pick);
     }
     boots
 }
@@ -148,8 +158,20 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
-    /// Runs all programs, in one boot if none of them takes the guest down.
+    /// Runs all programs, in one boot for each kind of machine if none of them takes the guest down.
     fn all(&mut self, machine: &Machine, programs: &[Program]) -> Result<(), String> {
+        let (with, without): (Vec<Program>, Vec<Program>) =
+            programs.iter().cloned().partition(|program| program.nics);
+        self.on(machine, &without)?;
+        let mut machine = machine.clone();
+        machine.nics |= !with.is_empty();
+        self.on(&machine, &with)
+    }
+
+    fn on(&mut self, machine: &Machine, programs: &[Program]) -> Result<(), String> {
+        if programs.is_empty() {
+            return Ok(());
+        }
         let mut left = programs;
         for _ in 0..DEATHS {
             let done = self.boot(machine, left)?;
@@ -263,12 +285,18 @@ impl Progress<'_, '_> {
                 tally.not_here.extend::<Vec<_>>(has_it);
                 (tally, wrong)
             }
-            Some(Reading::Rust(reader)) => {
+            Some(Reading::Rust(mut reader)) => {
+                let wishes = reader.elsewhere();
+                let elsewhere = !wishes.is_empty();
+                let wish = |(test, parameters)| (program.clone(), Elsewhere { test, parameters });
+                self.session.again.extend(wishes.into_iter().map(wish));
                 let mut tally = reader.finish();
                 let wrong = match tally.failed {
                     0 if status != 0 => Some(format!("exit status {status}")),
                     // They are for the guest: it cannot be that there is nothing for them in it.
-                    0 if tally.passed == 0 => Some("none of its tests had anything to test".to_owned()),
+                    0 if tally.passed == 0 && !elsewhere => {
+                        Some("none of its tests had anything to test".to_owned())
+                    }
                     _ => None,
                 };
                 tally.failed += u64::from(wrong.is_some());
@@ -326,6 +354,7 @@ fn kselftest_programs(installed: &Path) -> Result<Vec<Program>, String> {
         command: vec![format!("./{name}")],
         speaks: Speaks::Tap,
         seconds: seconds.filter(|seconds| *seconds > 0).unwrap_or(SECONDS).min(MOST_SECONDS),
+        nics: false,
     });
     Ok(programs.collect())
 }
@@ -338,6 +367,7 @@ fn mutants(dir: PathBuf) -> Program {
         dir,
         speaks: Speaks::Tap,
         seconds: ALL_SECONDS - 60,
+        nics: false,
     }
 }
 
@@ -352,6 +382,7 @@ fn leaks() -> Program {
         command: ["bash", "-c", script].map(str::to_owned).to_vec(),
         speaks: Speaks::Tap,
         seconds: SECONDS,
+        nics: false,
     }
 }
 
@@ -369,7 +400,7 @@ fn rust_programs(keep: &mut Vec<PathBuf>, filters: &[String]) -> Result<Vec<Prog
         let name = |target: &cargo_metadata::Target| format!("{}/{}", package.name, target.name);
         let ours = |target: &cargo_metadata::Target| {
             target.kind.contains(&TargetKind::Test)
-                && target.name.starts_with(PREFIX)
+                && [PREFIX, NICS_PREFIX].iter().any(|prefix| target.name.starts_with(prefix))
                 && wanted(&name(target), filters)
         };
         let targets: Vec<&str> =
@@ -399,6 +430,7 @@ fn rust_programs(keep: &mut Vec<PathBuf>, filters: &[String]) -> Result<Vec<Prog
                 command: [program.to_string()].into_iter().chain(more).collect(),
                 speaks: Speaks::Rust,
                 seconds: SECONDS * 2,
+                nics: artifact.target.name.starts_with(NICS_PREFIX),
             });
         }
         let status = cargo.wait().map_err(|e| format!("cannot wait for cargo: {e}"))?;
@@ -421,6 +453,7 @@ mod tests {
             command: command.iter().map(|&word| word.to_owned()).collect(),
             speaks,
             seconds: 5,
+            nics: false,
         }
     }
 
@@ -461,6 +494,16 @@ mod tests {
         assert_eq!(picked("debug"), "-t c2 -t c3");
         assert_eq!(picked("numa=fake=2"), "-t c1");
         assert_eq!(boots.len(), 2);
+    }
+
+    #[test]
+    fn tests_of_the_crates_may_want_another_boot_too() {
+        let text = "printf '%s\\n' 'test a ... ok' '---- b stdout ----' 'skipped: boot with intremap=off' \
+                    'test result: ok. 2 passed; 0 failed; 0 ignored'";
+        let (session, _) = play_session(&[program("r", Speaks::Rust, &["bash", "-c", text])]);
+        assert_eq!((session.total.passed, session.total.skipped.len()), (1, 0));
+        let boots = by_parameters(session.again);
+        assert_eq!(boots["intremap=off"][0].command[3..].join(" "), "--exact b");
     }
 
     #[test]
