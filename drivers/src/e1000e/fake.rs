@@ -5,21 +5,74 @@
 
 use super::layout::*;
 use super::{E1000eRx, E1000eTx};
+use crate::conformance::packet::split_mix;
 use crate::pci::fake::{Bus, Device, FakeBar, FakeFunction};
+use crate::port::{RxQueue, TxQueue};
 use crate::queue::{AnyRx, AnyTx};
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
+use isoplane_memory::{Batch, FrameCache, Survey};
 
 pub(super) type Card = FakeFunction<Fake>;
 
+/// A half whose worker's successor begins with what it was when it was made, as after a fork.
+struct Reborn<H>(H);
+
+impl RxQueue for Reborn<E1000eRx<FakeBar<Fake>>> {
+    fn receive(&mut self, frames: &mut FrameCache, batch: &mut Batch) -> usize {
+        self.0.receive(frames, batch)
+    }
+    fn bad_descriptors(&self) -> u64 {
+        self.0.bad_descriptors()
+    }
+    fn survey(&mut self, survey: &mut Survey) {
+        self.0.forget();
+        self.0.survey(survey);
+    }
+    fn stop(&mut self) {
+        self.0.stop();
+    }
+    fn sweep(&mut self) -> u32 {
+        self.0.sweep()
+    }
+}
+
+impl TxQueue for Reborn<E1000eTx<FakeBar<Fake>>> {
+    fn transmit(&mut self, batch: &mut Batch) -> usize {
+        self.0.transmit(batch)
+    }
+    fn reclaim(&mut self, frames: &mut FrameCache) -> usize {
+        self.0.reclaim(frames)
+    }
+    fn refused(&self) -> (u64, u64) {
+        self.0.refused()
+    }
+    fn in_flight(&self) -> usize {
+        self.0.in_flight()
+    }
+    fn bad_descriptors(&self) -> u64 {
+        self.0.bad_descriptors()
+    }
+    fn survey(&mut self, survey: &mut Survey) {
+        self.0.forget();
+        self.0.survey(survey);
+    }
+    fn stop(&mut self) {
+        self.0.stop();
+    }
+    fn sweep(&mut self) -> u32 {
+        self.0.sweep()
+    }
+}
+
 impl From<E1000eRx<FakeBar<Fake>>> for AnyRx {
     fn from(rx: E1000eRx<FakeBar<Fake>>) -> Self {
-        Self::Dyn(Box::new(rx))
+        Self::Dyn(Box::new(Reborn(rx)))
     }
 }
 
 impl From<E1000eTx<FakeBar<Fake>>> for AnyTx {
     fn from(tx: E1000eTx<FakeBar<Fake>>) -> Self {
-        Self::Dyn(Box::new(tx))
+        Self::Dyn(Box::new(Reborn(tx)))
     }
 }
 
@@ -33,6 +86,8 @@ pub(super) enum Defect {
     Master,
     /// The NVM is never read after reset.
     AutoRead,
+    /// Registers read as anything, from this on.
+    Random(u64),
 }
 
 /// The device. See the [module](self).
@@ -62,6 +117,8 @@ pub(super) struct Fake {
     pub(super) doorbells: usize,
     /// The device reports nothing as sent.
     pub(super) silent: bool,
+    /// What it should have reported meanwhile.
+    pub(super) unreported: usize,
 }
 
 impl Fake {
@@ -83,6 +140,7 @@ impl Fake {
             context_descriptors: 0,
             doorbells: 0,
             silent: false,
+            unreported: 0,
         };
         fake.reset();
         fake
@@ -151,7 +209,9 @@ impl Fake {
             let first = u64::from_le_bytes(bytes[..8].try_into().unwrap());
             let word = u64::from_le_bytes(bytes[8..].try_into().unwrap());
             self.transmit_one(bus, queue, first, word);
-            if word & TX_RS != 0 && !self.silent {
+            if word & TX_RS != 0 && self.silent {
+                self.unreported += 1;
+            } else if word & TX_RS != 0 {
                 let done = (word >> 32) as u32 | 1;
                 bus.write(descriptor + 12, &done.to_le_bytes());
             }
@@ -356,6 +416,10 @@ impl Device for Fake {
         if bytes != 4 {
             self.complain(format!("read of {bytes} bytes at {offset:#x}"));
             return u32::MAX;
+        }
+        if let Defect::Random(state) = &mut self.defect {
+            *state = split_mix(*state);
+            return (*state >> 20) as u32;
         }
         match offset {
             STATUS => self.status(),

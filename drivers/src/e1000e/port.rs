@@ -29,7 +29,6 @@ use std::sync::Arc;
 ///
 /// Statistics come from the device and the queues' shared memory, whoever moves the rings. They are for the
 /// process that opened the port: the device's registers are cleared by reading.
-#[derive(Debug)]
 pub struct E1000ePort<F: Function + 'static = VfioFunction> {
     name: String,
     mac: [u8; 6],
@@ -38,6 +37,15 @@ pub struct E1000ePort<F: Function + 'static = VfioFunction> {
     handovers: Vec<Handover>,
     pool: Arc<Pool>,
     device: Arc<Device<F>>,
+}
+
+impl<F: Function + 'static> std::fmt::Debug for E1000ePort<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("E1000ePort")
+            .field("name", &self.name)
+            .field("queues", &self.queues)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A queue before it is an enum's.

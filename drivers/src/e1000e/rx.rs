@@ -316,6 +316,15 @@ impl<R: Registers> E1000eRx<R> {
         Self { live: Some(live), parked: None, holder, bad: 0 }
     }
 
+    /// A successor begins with what the half was when it was made.
+    #[cfg(test)]
+    pub(super) fn forget(&mut self) {
+        if let Some(live) = &mut self.live {
+            (live.next, live.posted, live.bad) = (0, live.ring.most(), 0);
+        }
+        self.bad = 0;
+    }
+
     /// Tells the device about what was posted when the half was made.
     pub(super) fn start(&self) {
         if let Some(live) = &self.live {

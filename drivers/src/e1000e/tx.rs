@@ -323,6 +323,18 @@ impl<R: Registers> E1000eTx<R> {
         Self { live: Some(live), parked: None, holder, refused, refusals, in_flight: 0, bad: 0 }
     }
 
+    /// A successor begins with what the half was when it was made.
+    #[cfg(test)]
+    pub(super) fn forget(&mut self) {
+        if let Some(live) = &mut self.live {
+            (live.posted, live.clean, live.bad) = (0, 0, 0);
+            (live.contexts, live.context) = (0, None);
+            live.marks.clear();
+        }
+        self.refused = Batch::new();
+        (self.refusals, self.in_flight, self.bad) = ((0, 0), 0, 0);
+    }
+
     /// Sends with every packet looked at by itself. Says how many frames left the batch.
     #[inline(never)]
     fn transmit_checked(&mut self, batch: &mut Batch) -> usize {

@@ -1,11 +1,16 @@
 //! The port on two fake devices that are connected: the conformance suite, and what is the driver's own.
 
+mod cold;
+mod hostile;
+mod hot;
+
 use super::fake::{Card, Fake};
 use super::{E1000eConfig, E1000ePort, RxDescriptors};
 use crate::conformance::packet::split_mix;
 use crate::conformance::{Fixture, Lies, Opened};
-use crate::port::Port;
-use isoplane_memory::{Pool, PoolConfig};
+use crate::port::{Port, RxQueue, TxQueue};
+use crate::queue::Queue;
+use isoplane_memory::{Batch, FrameCache, Pool, PoolConfig};
 use std::sync::Arc;
 
 /// Two devices with a cable between them.
@@ -19,7 +24,99 @@ pub(super) fn connected() -> [Card; 2] {
 }
 
 pub(super) fn pool() -> Arc<Pool> {
-    Pool::create(&PoolConfig::new("e1000e-test", 4096)).unwrap()
+    Pool::create(&PoolConfig::new("e1000e-test", 2048)).unwrap()
+}
+
+/// Two open ports with a worker each.
+struct Pair {
+    pool: Arc<Pool>,
+    cards: [Card; 2],
+    ports: [E1000ePort<Card>; 2],
+    queues: [Vec<Queue>; 2],
+    frames: [FrameCache; 2],
+}
+
+impl Pair {
+    fn open(config: &E1000eConfig) -> Self {
+        let pool = pool();
+        let cards = connected();
+        let mut ports = cards.each_ref().map(|card| E1000ePort::open(card.clone(), &pool, config).unwrap());
+        let queues = ports
+            .each_mut()
+            .map(|port| (0..port.queues()).map(|n| port.take_queue(n).unwrap()).collect::<Vec<_>>());
+        let frames = ["a", "b"].map(|name| pool.cache(name, 300).unwrap());
+        Self { pool, cards, ports, queues, frames }
+    }
+
+    /// Puts a packet into the batch, in pieces of at most `step` bytes.
+    fn add(&mut self, batch: &mut Batch, packet: &[u8], step: usize) {
+        use isoplane_memory::FrameFlags;
+        let pieces = packet.chunks(step);
+        let last = pieces.len() - 1;
+        for (n, piece) in pieces.enumerate() {
+            let mut frame = self.frames[0].get().unwrap();
+            assert!(self.pool.reset(&mut frame, piece.len() as u16));
+            self.pool.bytes_mut(&mut frame).copy_from_slice(piece);
+            if n != last {
+                frame.set_flags(FrameFlags::MORE);
+            }
+            batch.push(frame).unwrap();
+        }
+    }
+
+    /// Port 0 sends packets, each in one frame.
+    fn send(&mut self, queue: usize, packets: &[Vec<u8>]) {
+        for packets in packets.chunks(32) {
+            let mut batch = Batch::new();
+            for packet in packets {
+                self.add(&mut batch, packet, 1600);
+            }
+            assert_eq!(self.queues[0][queue].tx.transmit(&mut batch), packets.len());
+            self.queues[0][queue].tx.reclaim(&mut self.frames[0]);
+        }
+    }
+
+    /// What has arrived at a queue of port 1, whole packets.
+    fn received(&mut self, queue: usize) -> Vec<Vec<u8>> {
+        let (mut packets, mut packet) = (Vec::new(), Vec::new());
+        loop {
+            let mut batch = Batch::new();
+            if self.queues[1][queue].rx.receive(&mut self.frames[1], &mut batch) == 0 {
+                return packets;
+            }
+            for frame in batch.drain() {
+                packet.extend(self.pool.bytes(&frame));
+                if !frame.has_more() {
+                    packets.push(std::mem::take(&mut packet));
+                }
+                self.frames[1].put(frame);
+            }
+            assert!(packet.is_empty(), "a packet is split");
+        }
+    }
+
+    /// Closes all and checks that all frames are there.
+    fn close(self) {
+        for queue in self.queues.into_iter().flatten() {
+            queue.close();
+        }
+        drop(self.ports);
+        let free: u32 = self.frames.iter().map(|frames| frames.len() as u32).sum();
+        assert_eq!(free + self.pool.in_depot(), self.pool.chunks(), "frames after close");
+        unplugged(self.cards);
+    }
+}
+
+/// The devices have nothing to complain of, and are quiet.
+fn unplugged(cards: [Card; 2]) {
+    for card in cards {
+        card.device(|device, bus| {
+            device.peer = None;
+            assert_eq!(device.complaints, [""; 0], "what the device did not like");
+            assert!(!bus.is_master());
+            assert_eq!((bus.faults(), bus.live()), (0, 0), "faults, memory left behind");
+        });
+    }
 }
 
 struct Cable {
@@ -33,13 +130,8 @@ impl Cable {
     }
 
     fn pull(&mut self) {
-        for card in self.cards.take().into_iter().flatten() {
-            card.device(|device, bus| {
-                device.peer = None;
-                assert_eq!(device.complaints, [""; 0], "what the device did not like");
-                assert_eq!(bus.faults(), 0);
-                assert_eq!(bus.live(), 0, "memory for rings is left behind");
-            });
+        if let Some(cards) = self.cards.take() {
+            unplugged(cards);
         }
     }
 }

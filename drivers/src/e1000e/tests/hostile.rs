@@ -1,0 +1,229 @@
+//! A device that lies: about what it has done, lengths, addresses, positions, in any of the memory that it can
+//! reach. Whatever it writes, nothing panics or spins, no frame is handed out twice, none leaves its chunk, and
+//! each is accounted for at any time. With a device that is honest none is lost either.
+#![allow(unsafe_code, reason = "a survey is finished on behalf of a worker that is gone")]
+
+use super::super::layout::*;
+use super::super::{E1000eConfig, E1000ePort, RxDescriptors};
+use super::{Card, Fake, unplugged};
+use crate::conformance::packet::make;
+use crate::port::{Port, RxQueue, TxQueue};
+use crate::queue::Queue;
+use isoplane_memory::pool::META_BYTES;
+use isoplane_memory::recovery::Balance;
+use isoplane_memory::{Batch, FrameCache, FrameFlags, FrameMeta, HugePages, Lock, Pool, PoolConfig, Survey};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use std::sync::Arc;
+
+const RING: u32 = 64;
+const CHUNKS: u32 = 200;
+
+#[derive(Debug, Clone)]
+enum Step {
+    /// Ours: receive, and free what arrived.
+    Receive,
+    /// Ours: send frames of these lengths with these flags, and this as the place of a checksum.
+    Transmit(Vec<(u16, u16, u16)>),
+    /// Ours: take back.
+    Reclaim,
+    /// The device, honest: packets of that length arrive.
+    Arrive(u8, u16),
+    /// It reports nothing as sent for a while.
+    Silent(bool),
+    /// A lie: anything in the rings, places and positions.
+    Rave(u64),
+    /// A lie: this descriptor was received so.
+    Received(u32, u64),
+    /// A lie: this was sent.
+    Sent(u32),
+    /// A lie: a position of the handover.
+    Position(u8, u64),
+    /// The worker dies, and a survey takes over.
+    Die,
+}
+
+fn honest() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => Just(Step::Receive),
+        3 => vec((0..2000_u16, 0..64_u16, 0..300_u16), 0..40).prop_map(Step::Transmit),
+        3 => Just(Step::Reclaim),
+        4 => (0..40_u8, 60..5000_u16).prop_map(|(n, len)| Step::Arrive(n, len)),
+        1 => any::<bool>().prop_map(Step::Silent),
+        1 => Just(Step::Die),
+    ]
+}
+
+fn lying() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        3 => honest(),
+        1 => any::<u64>().prop_map(Step::Rave),
+        1 => (0..RING, prop_oneof![any::<u64>(), (0..4_u64, 0..3000_u64).prop_map(|(status, len)| status | len << 32)])
+            .prop_map(|(at, word)| Step::Received(at, word)),
+        1 => (0..RING).prop_map(Step::Sent),
+        1 => (0..20_u8, prop_oneof![any::<u64>(), 0..200_u64]).prop_map(|(at, value)| Step::Position(at, value)),
+    ]
+}
+
+struct Lab {
+    pool: Arc<Pool>,
+    frames: FrameCache,
+    card: Card,
+    port: E1000ePort<Card>,
+    queue: Queue,
+}
+
+impl Lab {
+    fn new(config: &E1000eConfig) -> Self {
+        let mut pool = PoolConfig::new("hostile", CHUNKS);
+        (pool.huge_pages, pool.lock) = (HugePages::Never, Lock::Never);
+        let pool = Pool::create(&pool).expect("a pool");
+        let card = Card::new(Fake::new(1));
+        let mut port = E1000ePort::open(card.clone(), &pool, config).expect("a port");
+        let queue = port.take_queue(0).expect("a queue");
+        let frames = pool.cache("worker", CHUNKS - RING).expect("frames");
+        Self { pool, frames, card, port, queue }
+    }
+
+    /// What is owned by the worker is on its list: none lost, none twice.
+    fn check(&self) {
+        let balance = Balance::of(&self.pool, &[(self.frames.id(), self.frames.len() as u32)]);
+        assert_eq!(balance.missing, 0, "{balance:?}");
+        assert_eq!(balance.in_hand + balance.in_custody + balance.depot, CHUNKS);
+    }
+
+    fn base(device: &Fake, at: usize) -> u64 {
+        u64::from(device.get(at + BASE_HIGH)) << 32 | u64::from(device.get(at + BASE_LOW))
+    }
+
+    fn step(&mut self, step: &Step) -> usize {
+        let Self { pool, frames, card, queue, .. } = self;
+        match step {
+            Step::Receive => {
+                let mut batch = Batch::new();
+                let got = queue.rx.receive(frames, &mut batch);
+                assert_eq!(got, batch.len());
+                assert!(batch.as_slice().last().is_none_or(|last| !last.has_more()), "packets are whole");
+                for frame in batch.iter() {
+                    let end = u32::from(frame.offset()) + u32::from(frame.len());
+                    assert!(u32::from(frame.offset()) >= META_BYTES && end <= pool.chunk_bytes());
+                }
+                let packets = batch.iter().filter(|frame| !frame.has_more()).count();
+                frames.put_batch(&mut batch);
+                return packets;
+            }
+            Step::Transmit(lengths) => {
+                let mut batch = Batch::new();
+                for (len, flags, csum_start) in lengths {
+                    let Some(mut frame) = frames.get() else { break };
+                    pool.reset(&mut frame, (*len).min(1522));
+                    let csum_offset = 6;
+                    pool.set_meta(
+                        &mut frame,
+                        FrameMeta { csum_start: *csum_start, csum_offset, ..FrameMeta::default() },
+                    );
+                    frame.set_flags(FrameFlags::from_bits_truncate(*flags));
+                    batch.push(frame).expect("fewer than a batch");
+                }
+                let before = batch.len();
+                let sent = queue.tx.transmit(&mut batch);
+                assert_eq!(batch.len() + sent, before);
+                frames.put_batch(&mut batch);
+                // Refused frames come back now, so that the balance can be taken.
+                queue.tx.reclaim(frames);
+            }
+            Step::Reclaim => {
+                queue.tx.reclaim(frames);
+            }
+            Step::Arrive(n, len) => {
+                let packet = make(7, usize::from(*len));
+                return card.device(|device, bus| {
+                    let missed = |device: &Fake| device.get(0x4010) + device.get(0x40ac);
+                    let before = missed(device);
+                    (0..*n).for_each(|_| device.arrive(bus, &packet));
+                    usize::from(*n) - (missed(device) - before) as usize
+                });
+            }
+            Step::Silent(silent) => card.device(|device, _| device.silent = *silent),
+            Step::Rave(seed) => card.device(|device, bus| device.rave(bus, *seed)),
+            Step::Received(at, word) => card.device(|device, bus| {
+                let to = Self::base(device, rx(0, 0)) + u64::from(*at) * 16 + 8;
+                bus.write(to, &word.to_le_bytes());
+            }),
+            Step::Sent(at) => card.device(|device, bus| {
+                bus.write(Self::base(device, tx(0, 0)) + u64::from(*at) * 16 + 12, &[1]);
+            }),
+            Step::Position(at, value) => card.device(|device, bus| {
+                let handover = Self::base(device, rx(0, 0)) + u64::from(RING) * 40;
+                bus.write(handover + u64::from(*at) * 8, &value.to_le_bytes());
+            }),
+            Step::Die => {
+                let mut survey = Survey::new(frames);
+                queue.survey(&mut survey);
+                // SAFETY: no frame is alive between steps, and the one queue was surveyed.
+                let _ = unsafe { survey.finish(frames) };
+            }
+        }
+        0
+    }
+
+    /// Closes: whatever happened, all frames are there.
+    fn close(self) -> Card {
+        let Self { pool, frames, queue, port, card } = self;
+        queue.close();
+        drop(port);
+        assert_eq!(pool.in_depot() + frames.len() as u32, CHUNKS);
+        card
+    }
+}
+
+fn configs() -> impl Strategy<Value = E1000eConfig> {
+    (any::<bool>(), any::<bool>(), any::<bool>()).prop_map(|(legacy, hash, long)| {
+        let config = E1000eConfig::default().rings(RING, RING).mtu(if long { 9000 } else { 1500 });
+        let form = if legacy { RxDescriptors::Legacy } else { RxDescriptors::Extended };
+        config.rx_descriptors(form).rx_hash(hash && !legacy)
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_lying_device_cannot_break_frames(config in configs(), steps in vec(lying(), 1..80)) {
+        let mut lab = Lab::new(&config);
+        for step in &steps {
+            lab.step(step);
+            lab.check();
+        }
+        lab.close();
+    }
+
+    #[test]
+    fn an_honest_device_loses_nothing(config in configs(), steps in vec(honest(), 1..80)) {
+        let mut lab = Lab::new(&config);
+        let (mut arrived, mut received) = (0, 0);
+        for step in &steps {
+            match step {
+                Step::Arrive(..) => arrived += lab.step(step),
+                Step::Receive => received += lab.step(step),
+                _ => { lab.step(step); }
+            }
+            lab.check();
+        }
+        lab.step(&Step::Silent(false));
+        for _ in 0..8 {
+            received += lab.step(&Step::Receive);
+        }
+        prop_assert_eq!(received, arrived);
+        prop_assert_eq!(lab.queue.rx.bad_descriptors() + lab.queue.tx.bad_descriptors(), 0);
+        // A batch that was sent while the device was silent is reported by no other.
+        let silent = lab.card.device(|device, _| device.unreported);
+        if silent == 0 {
+            lab.step(&Step::Reclaim);
+            lab.step(&Step::Reclaim);
+            prop_assert_eq!(lab.queue.tx.in_flight(), 0);
+        }
+        let card = lab.close();
+        unplugged([card, Card::new(Fake::new(2))]);
+    }
+}
