@@ -24,7 +24,7 @@ pub(super) fn connected() -> [Card; 2] {
 }
 
 pub(super) fn pool() -> Arc<Pool> {
-    Pool::create(&PoolConfig::new("e1000e-test", 2048)).unwrap()
+    Pool::create(&PoolConfig::new("e1000e-test", 4096)).unwrap()
 }
 
 /// Two open ports with a worker each.
@@ -146,7 +146,7 @@ impl Drop for Cable {
 
 impl Fixture for Cable {
     fn pool(&mut self) -> Arc<Pool> {
-        pool()
+        Pool::create(&PoolConfig::new("e1000e-suite", 2048)).unwrap()
     }
     fn open(&mut self, pool: &Arc<Pool>) -> Opened {
         self.pull();
