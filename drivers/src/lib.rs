@@ -12,6 +12,7 @@
 //! | [`pci`] | what a driver sees of a PCI function: registers, DMA memory, configuration space |
 //! | [`vfio`] | PCI functions through VFIO: bound, opened, mapped, given memory |
 //! | [`e1000e`] | the Intel 82574L, driven without the kernel |
+//! | [`virtio`] | virtio-net devices, through a PCI function |
 //! | [`xdp`] | AF_XDP: a Linux interface through sockets that share memory with the kernel |
 //! | [`memory`] | two ports connected through shared memory, within a process or across processes |
 #![deny(missing_docs, unsafe_code)]
@@ -28,6 +29,7 @@ pub mod pci;
 pub mod port;
 pub mod queue;
 pub mod vfio;
+pub mod virtio;
 pub mod xdp;
 
 pub use decorated::Decorated;
@@ -38,4 +40,5 @@ pub use port::{
     Capabilities, KickError, KickTarget, Kicked, LinkState, Port, PortStatistics, RxQueue, TxQueue,
 };
 pub use queue::{AnyRx, AnyTx, Queue};
+pub use virtio::{VirtioConfig, VirtioError, VirtioNetPort};
 pub use xdp::{XdpConfig, XdpError, XdpPort};

@@ -17,6 +17,7 @@
 #![allow(unsafe_code, reason = "chunk bytes and owner map in shared memory; see each block")]
 
 mod config;
+mod prepend;
 
 pub use config::{PoolConfig, PoolError};
 

@@ -211,3 +211,22 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_header_goes_before_the_packet_and_never_over_the_metadata() {
+    let pool = Pool::create(&PoolConfig::new("prepend", 4)).unwrap();
+    let other = Pool::create(&PoolConfig::new("other", 4)).unwrap();
+    let mut cache = pool.cache("test", 4).unwrap();
+    let mut frame = cache.get().unwrap();
+    let meta = FrameMeta { hash: 7, ..FrameMeta::default() };
+    pool.set_meta(&mut frame, meta);
+    assert!(pool.respan(&mut frame, 64 + 12, 4));
+    pool.bytes_mut(&mut frame).copy_from_slice(b"tail");
+    assert!(pool.prepend(&mut frame, b"twelve bytes"));
+    assert_eq!((frame.offset(), frame.len(), pool.bytes(&frame)), (76, 4, &b"tail"[..]));
+    assert!(!pool.prepend(&mut frame, b"thirteen byte"));
+    assert!(!other.prepend(&mut frame, b"no"));
+    assert!(pool.grow_front(&mut frame, 12));
+    assert_eq!((pool.bytes(&frame), pool.meta(&frame)), (&b"twelve bytestail"[..], Some(meta)));
+    cache.put(frame);
+}

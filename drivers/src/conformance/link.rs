@@ -341,7 +341,8 @@ pub fn hostile_other_side(fixture: &mut dyn Fixture) {
             held.extend(batch.drain());
             end.queue.tx.reclaim(&mut end.frames);
             let mut sent = Batch::new();
-            if let Some(frame) = end.frames.get() {
+            if let Some(mut frame) = end.frames.get() {
+                assert!(wire.pool.reset(&mut frame, LEN as u16), "it fits");
                 sent.push(frame).expect("an empty batch");
             }
             end.queue.tx.transmit(&mut sent);

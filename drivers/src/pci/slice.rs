@@ -26,8 +26,8 @@ shared!(AtomicU8, AtomicU16, AtomicU32, AtomicU64);
 /// Why there is no such slice.
 #[derive(Debug, thiserror::Error, Clone, Copy, PartialEq, Eq)]
 #[error(
-    "{count} values of {size} bytes at offset {offset} of DMA memory of {bytes} bytes: they do not fit or are \
-     not aligned"
+    "{count} values of {size} bytes at offset {offset} of DMA memory of {bytes} bytes: they do not fit, are not \
+     aligned, or are none"
 )]
 pub struct SliceError {
     /// Where they should start.
@@ -52,6 +52,12 @@ unsafe impl<T: Shared> Send for DmaSlice<T> {}
 // SAFETY: as above.
 unsafe impl<T: Shared> Sync for DmaSlice<T> {}
 
+impl<T> Clone for DmaSlice<T> {
+    fn clone(&self) -> Self {
+        Self { start: self.start, count: self.count, memory: Arc::clone(&self.memory) }
+    }
+}
+
 impl<T: Shared> DmaSlice<T> {
     /// `count` values at `offset`.
     ///
@@ -62,11 +68,21 @@ impl<T: Shared> DmaSlice<T> {
         let error = SliceError { offset, count, size, bytes };
         let end = count.checked_mul(size).and_then(|len| len.checked_add(offset)).ok_or(error)?;
         let at = memory.start().as_ptr().wrapping_add(offset).cast::<T>();
-        if end > bytes || !at.is_aligned() {
+        if count == 0 || end > bytes || !at.is_aligned() {
             return Err(error);
         }
         let start = NonNull::new(at).ok_or(error)?;
         Ok(Self { start, count, memory: Arc::clone(memory) })
+    }
+
+    /// The value at `index`, modulo the number of values where that is a power of two: an element of a ring,
+    /// without a branch. For other numbers it is some element.
+    #[inline(always)]
+    #[must_use]
+    pub const fn wrapped(&self, index: usize) -> &T {
+        // SAFETY: `new` has made sure that `count` is not 0, so what is masked with `count - 1` is less than
+        // `count`, and as for `deref`.
+        unsafe { self.start.add(index & (self.count - 1)).as_ref() }
     }
 
     /// Where the device finds the first value.
