@@ -6,6 +6,7 @@ use crate::memory::{MemoryRx, MemoryTx};
 use crate::null::{NullRx, NullTx};
 use crate::port::{KickError, RxQueue, TxQueue};
 use crate::vfio;
+use crate::virtio::{VirtioRx, VirtioTx};
 use crate::xdp::{XdpRx, XdpTx};
 use isoplane_memory::{Batch, FrameCache, Kernel, Survey};
 
@@ -78,6 +79,8 @@ any! {
         Xdp(XdpRx),
         /// See [`e1000e`](crate::e1000e).
         E1000e(E1000eRx<vfio::Bar>),
+        /// See [`virtio`](crate::virtio).
+        Virtio(VirtioRx<vfio::Bar>),
     }
 }
 
@@ -92,6 +95,8 @@ any! {
         Xdp(XdpTx),
         /// See [`e1000e`](crate::e1000e).
         E1000e(E1000eTx<vfio::Bar>),
+        /// See [`virtio`](crate::virtio).
+        Virtio(VirtioTx<vfio::Bar>),
     }
 }
 
@@ -103,6 +108,7 @@ macro_rules! hot {
             Self::Memory($q) => $call,
             Self::Xdp($q) => $call,
             Self::E1000e($q) => $call,
+            Self::Virtio($q) => $call,
             Self::Dyn($q) => $call,
         }
     };

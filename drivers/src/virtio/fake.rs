@@ -5,7 +5,11 @@
 //! stays where it is.
 
 use super::layout::{Features, capability, common, header, net, status};
-use crate::pci::fake::{Bus, Device, FakeFunction};
+use super::{VirtioRx, VirtioTx};
+use crate::pci::fake::{Bus, Device, FakeBar, FakeFunction};
+use crate::port::{RxQueue, TxQueue};
+use crate::queue::{AnyRx, AnyTx};
+use isoplane_memory::{Batch, FrameCache, Survey};
 use std::collections::VecDeque;
 
 /// BAR of everything, and where its structures are, as QEMU has them.
@@ -549,6 +553,44 @@ impl Device for FakeNet {
         self.master = on;
     }
 }
+
+/// A half whose survey begins as a successor's does: with what it knew when it was launched.
+#[derive(Debug)]
+struct Reborn<T>(T);
+
+macro_rules! reborn {
+    (impl $trait:ident for $half:ident -> $any:ident { $(fn $method:ident(&mut self $(, $arg:ident: $kind:ty)*) -> usize;)* }) => {
+        impl $trait for Reborn<$half<FakeBar<FakeNet>>> {
+            $(fn $method(&mut self $(, $arg: $kind)*) -> usize { self.0.$method($($arg),*) })*
+            fn bad_descriptors(&self) -> u64 { self.0.bad_descriptors() }
+            fn survey(&mut self, survey: &mut Survey) {
+                self.0.forget();
+                self.0.survey(survey);
+            }
+            fn stop(&mut self) { self.0.stop(); }
+            fn sweep(&mut self) -> u32 { self.0.sweep() }
+            reborn!(@ $trait);
+        }
+        impl From<$half<FakeBar<FakeNet>>> for $any {
+            fn from(half: $half<FakeBar<FakeNet>>) -> Self {
+                Self::Dyn(Box::new(Reborn(half)))
+            }
+        }
+    };
+    (@ RxQueue) => {};
+    (@ TxQueue) => {
+        fn refused(&self) -> (u64, u64) { self.0.refused() }
+        fn in_flight(&self) -> usize { self.0.in_flight() }
+    };
+}
+
+reborn!(impl RxQueue for VirtioRx -> AnyRx {
+    fn receive(&mut self, frames: &mut FrameCache, batch: &mut Batch) -> usize;
+});
+reborn!(impl TxQueue for VirtioTx -> AnyTx {
+    fn transmit(&mut self, batch: &mut Batch) -> usize;
+    fn reclaim(&mut self, frames: &mut FrameCache) -> usize;
+});
 
 /// Lets two devices work, with a wire between them; what one sends on a pair of queues arrives at the same pair.
 pub(super) fn exchange(a: &FakeFunction<FakeNet>, b: &FakeFunction<FakeNet>) {

@@ -16,6 +16,7 @@ use super::tx::{SEGMENTS, TxRules, VirtioTx};
 use crate::pci::{self, DmaMemory, DmaSlice, Function, SliceError};
 use crate::port::{Capabilities, LinkState, Port, PortStatistics};
 use crate::queue::{AnyRx, AnyTx, Queue};
+use crate::vfio::VfioFunction;
 use isoplane_memory::{BATCH, Pool};
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -33,7 +34,7 @@ const TAG: u32 = 4;
 /// Close the queues that were taken ([`Queue::close`]) before the port is dropped. Statistics are counted in
 /// memory that workers share with the port, whichever process they are in.
 #[derive(Debug)]
-pub struct VirtioNetPort<F: Function + 'static> {
+pub struct VirtioNetPort<F: Function + 'static = VfioFunction> {
     name: String,
     mac: Option<[u8; 6]>,
     max_frame: u32,
@@ -67,7 +68,11 @@ struct Geometry {
     max_frame: u32,
 }
 
-impl<F: Function + 'static> VirtioNetPort<F> {
+impl<F: Function + 'static> VirtioNetPort<F>
+where
+    VirtioRx<F::Bar>: Into<AnyRx>,
+    VirtioTx<F::Bar>: Into<AnyTx>,
+{
     /// Resets the device, agrees with it on features, hands it rings and frames of `pool`, and starts it.
     ///
     /// # Errors
@@ -160,7 +165,7 @@ impl<F: Function + 'static> VirtioNetPort<F> {
             let (rx, tx) = port.open_pair(pair, geometry, base, config)?;
             let doorbell = rx.doorbell();
             receivers.extend(doorbell);
-            port.queues.push(Some(Queue { rx: any_rx(rx), tx: any_tx(tx) }));
+            port.queues.push(Some(Queue { rx: rx.into(), tx: tx.into() }));
         }
         if features.contains(Features::CTRL_VQ) {
             port.open_control(identity)?;
@@ -359,14 +364,6 @@ impl<F: Function + 'static> Drop for VirtioNetPort<F> {
             }
         }
     }
-}
-
-fn any_rx<R: pci::Registers>(rx: VirtioRx<R>) -> AnyRx {
-    AnyRx::Dyn(Box::new(rx))
-}
-
-fn any_tx<R: pci::Registers>(tx: VirtioTx<R>) -> AnyTx {
-    AnyTx::Dyn(Box::new(tx))
 }
 
 fn geometry(

@@ -73,6 +73,18 @@ impl<R: Registers + Clone> VirtioRx<R> {
     }
 }
 
+#[cfg(test)]
+impl<R: Registers> VirtioRx<R> {
+    /// Forgets what it did since it was launched.
+    pub(super) fn forget(&mut self) {
+        if let Some(RxLive { ring, path, .. }) = &mut self.live {
+            with_ring!(ring, ring => ring.forget());
+            (path.bad, path.told) = (0, 0);
+        }
+        self.bad = 0;
+    }
+}
+
 /// Receives packets of one buffer each, headers unread.
 #[inline(always)]
 fn receive_plain<Q: Ring, R: Registers>(

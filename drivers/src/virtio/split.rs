@@ -123,6 +123,12 @@ impl Split {
         self.descriptors.wrapped(at + 1).store(rest, Ordering::Relaxed);
     }
 
+    /// Forgets its positions.
+    #[cfg(test)]
+    pub(super) fn forget(&mut self) {
+        (self.taken, self.posted, self.corrupt, self.lie) = (0, 0, 0, None);
+    }
+
     #[cold]
     fn lied(&mut self, index: u16) {
         if self.lie != Some(index) {

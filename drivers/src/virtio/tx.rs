@@ -72,6 +72,20 @@ impl<R: Registers> VirtioTx<R> {
     }
 }
 
+#[cfg(test)]
+impl<R: Registers> VirtioTx<R> {
+    /// Forgets what it did since it was launched.
+    pub(super) fn forget(&mut self) {
+        if let Some(TxLive { ring, path, .. }) = &mut self.live {
+            with_ring!(ring, ring => ring.forget());
+            (path.bad, path.told) = (0, 0);
+        }
+        self.bad = 0;
+        self.refused = Batch::new();
+        self.in_flight = 0;
+    }
+}
+
 /// Sends single frames that want nothing special from the front of `batch`, up to the first that does or
 /// until the ring is full; says how many.
 #[inline(always)]
