@@ -14,6 +14,8 @@ use std::sync::Arc;
 
 #[cfg(test)]
 pub(crate) mod fake;
+#[cfg(test)]
+pub(crate) mod qemu;
 mod slice;
 
 pub use slice::{DmaSlice, Shared, SliceError};

@@ -8,7 +8,7 @@ use crate::port::{RxQueue, TxQueue};
 use etherparse::PacketBuilder;
 use isoplane_memory::{Batch, FrameFlags, FrameMeta};
 
-fn udp(from: (u8, u16), to: (u8, u16), len: usize) -> Vec<u8> {
+pub(super) fn udp(from: (u8, u16), to: (u8, u16), len: usize) -> Vec<u8> {
     let mut packet = Vec::new();
     PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2])
         .ipv4([10, 0, 0, from.0], [10, 0, 0, to.0], 64)
@@ -18,7 +18,7 @@ fn udp(from: (u8, u16), to: (u8, u16), len: usize) -> Vec<u8> {
     packet
 }
 
-fn tcp(from: (u8, u16), to: (u8, u16), len: usize) -> Vec<u8> {
+pub(super) fn tcp(from: (u8, u16), to: (u8, u16), len: usize) -> Vec<u8> {
     let mut packet = Vec::new();
     PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2])
         .ipv4([10, 0, 0, from.0], [10, 0, 0, to.0], 64)
@@ -29,12 +29,12 @@ fn tcp(from: (u8, u16), to: (u8, u16), len: usize) -> Vec<u8> {
 }
 
 /// Where an IPv4 header without options ends.
-const TRANSPORT: u16 = 34;
-const UDP_SUM: u16 = 6;
-const TCP_SUM: u16 = 16;
+pub(super) const TRANSPORT: u16 = 34;
+pub(super) const UDP_SUM: u16 = 6;
+pub(super) const TCP_SUM: u16 = 16;
 
 /// Replaces the checksum by that of the pseudo-header, as somebody does who leaves the rest to the device.
-fn without_checksum(packet: &[u8], at: u16) -> Vec<u8> {
+pub(super) fn without_checksum(packet: &[u8], at: u16) -> Vec<u8> {
     let mut packet = packet.to_vec();
     let len = (packet.len() - usize::from(TRANSPORT)) as u16;
     let words = packet[26..34].chunks(2).map(|w| u32::from(w[0]) << 8 | u32::from(w[1]));

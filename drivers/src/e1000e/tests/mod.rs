@@ -3,6 +3,7 @@
 mod cold;
 mod hostile;
 mod hot;
+mod qemu;
 
 use super::fake::{Card, Fake};
 use super::{E1000eConfig, E1000ePort, RxDescriptors};
