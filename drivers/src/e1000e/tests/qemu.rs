@@ -80,7 +80,8 @@ fn conform(config: E1000eConfig) {
         eprintln!("skipped: qemu-system-x86_64 is not installed");
         return;
     }
-    let cases: [(&str, fn(&mut dyn Fixture)); 10] = [
+    type Case = fn(&mut dyn Fixture);
+    let cases: [(&str, Case); 10] = [
         ("ordering", link::ordering),
         ("batch_sizes", link::batch_sizes),
         ("appends_to_a_batch", link::appends_to_a_batch),
