@@ -2,7 +2,7 @@
 //!
 //! Contract: what [`Function`] says. It opens with bus mastering off, so the device does nothing until its driver
 //! says so last of all. It closes in this order: no bus mastering, whatever is under way comes to its end, reset,
-//! memory out of the IOMMU's tables as its owners let go of it, the device, its group. All of that in the process
+//! memory out of the IOMMU's tables as its owners let go of it, the device with the last [`Bar`], its group. All of that in the process
 //! that opened it; in those forked from it, a value that is dropped ends nothing. Should the process be killed,
 //! the kernel does the same with the last descriptor.
 

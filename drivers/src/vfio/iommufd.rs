@@ -49,13 +49,15 @@ impl Iommu for Ioas {
         let path = format!("dev/vfio/devices/{own}");
         let device = blame::open(host, address, &path)?;
         ioctl::bind_iommufd(device.as_fd(), self.iommufd.as_fd()).map_err(|source| match source {
-            Errno::EPERM => {
-                VfioError::NoInterruptRemapping { address: address.to_owned(), module: "iommufd" }
-            }
-            // The group's devices do not all belong to this address space, or somebody has this one.
-            Errno::EBUSY | Errno::EINVAL => match blame::not_viable(host, address, group) {
+            // The kernel's drivers have others of the group, or the IOMMU lets interrupts through, or somebody
+            // has this device.
+            Errno::EPERM | Errno::EBUSY | Errno::EINVAL => match blame::not_viable(host, address, group) {
                 VfioError::GroupNotViable { others, .. } if others.is_empty() => {
-                    VfioError::Busy { address: address.to_owned(), path: format!("/{path}") }
+                    let address = address.to_owned();
+                    match source {
+                        Errno::EPERM => VfioError::NoInterruptRemapping { address, module: "iommufd" },
+                        _ => VfioError::Busy { address, path: format!("/{path}") },
+                    }
                 }
                 error => error,
             },

@@ -3,7 +3,7 @@
 //! ```text
 //! virtio0 -- hub 0 -- virtio1     e1000e0 -- hub 2 -- e1000e1     each behind a root port of its own, so that it
 //! virtio2 -- hub 1 -- virtio3     e1000e2 -- hub 3 -- e1000e3     is alone in its IOMMU group and can be unplugged
-//! spare0, spare1                  two functions of one slot, in one IOMMU group: an 82574L each, with no cable
+//! spare0, spare1                  two functions of one slot, in one IOMMU group: virtio-net, with no cable
 //! ports                           a device with I/O ports (pci-testdev), and nothing that drives it
 //! ```
 //!
@@ -39,8 +39,9 @@ pub(super) fn arguments(socket: &str) -> Vec<String> {
             add("-device", format!("{device},id={name}{each},netdev=cable{at},bus=port{at},mac={mac}{more}"));
         }
     }
-    add("-device", "e1000e,id=spare0,addr=0x1e.0,multifunction=on".to_owned());
-    add("-device", "e1000e,id=spare1,addr=0x1e.1".to_owned());
+    // The kernel holds Intel's functions apart at this place.
+    add("-device", "virtio-net-pci,id=spare0,addr=0x1e.0,multifunction=on,disable-legacy=on".to_owned());
+    add("-device", "virtio-net-pci,id=spare1,addr=0x1e.1,disable-legacy=on".to_owned());
     add("-device", "pci-testdev,id=ports,addr=0x1d".to_owned());
     // The monitor listens on a socket, and a virtio port calls there: chardevs are made in this order.
     add("-chardev", format!("socket,id=monitor,path={socket},server=on,wait=off"));

@@ -1,0 +1,11 @@
+//! PCI functions through VFIO, with real devices behind a real IOMMU: only in the guest (`cargo xtask kernel test
+//! vfio`); elsewhere there is nothing to test.
+
+#[path = "vfio/bad.rs"]
+mod bad;
+#[path = "vfio/lifetime.rs"]
+mod lifetime;
+#[path = "vfio/nics.rs"]
+mod nics;
+#[path = "vfio/open.rs"]
+mod open;
