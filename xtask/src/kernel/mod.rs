@@ -59,7 +59,7 @@ pub(crate) enum Kernel {
         #[command(flatten)]
         options: Options,
         /// The mutation check instead: leaves out one hook of the series after the other, and fails when no test
-        /// notices. Takes the kernel of --debug.
+        /// notices. Takes the kernel of --switches.
         #[arg(long)]
         mutants: bool,
         /// Only those with one of these in their name, such as `task_isolation/calls`; everything otherwise.
@@ -122,7 +122,10 @@ pub(crate) fn run(command: Kernel) -> Result<u8, String> {
             machine(&entry, &options)?.shell(options.results.as_deref()).map(|()| 0)
         }
         Kernel::Test { mut choice, options, mutants, filters } => {
-            choice.debug |= mutants;
+            if mutants && choice.debug {
+                return Err("--mutants takes a kernel of its own, without what --debug checks".into());
+            }
+            choice.switches |= mutants;
             let ask = match (mutants, choice.debug) {
                 (true, _) => Ask::Mutants,
                 (_, true) => Ask::DebugTests,
@@ -143,7 +146,7 @@ pub(crate) fn run(command: Kernel) -> Result<u8, String> {
 
 /// Everything in the guest, for `cargo xtask test`.
 pub(crate) fn test_all(ask: Ask) -> Result<Tally, String> {
-    let choice = Choice { debug: ask != Ask::Tests, ..Choice::default() };
+    let choice = Choice { debug: ask == Ask::DebugTests, switches: ask == Ask::Mutants, ..Choice::default() };
     test(&choice, &Options::default(), &[], ask)
 }
 

@@ -34,6 +34,9 @@ pub(crate) struct Choice {
     /// With kernel/config/debug.config: lockdep, KASAN and the like.
     #[arg(long)]
     pub(crate) debug: bool,
+    /// With kernel/config/mutants.config: as it is without --debug, and with a switch for each hook of the series.
+    #[arg(long, conflicts_with = "debug")]
+    pub(crate) switches: bool,
 }
 
 /// A patch: its file's name and its text.
@@ -54,7 +57,9 @@ impl Recipe {
         let source = Source::new(choice.source.as_deref())?;
         let patches = if choice.stock { Vec::new() } else { patches(&kernel.join("patches/6.12"))? };
         let mut config = String::new();
-        for (name, wanted) in [("guest.config", true), ("debug.config", choice.debug)] {
+        for (name, wanted) in
+            [("guest.config", true), ("debug.config", choice.debug), ("mutants.config", choice.switches)]
+        {
             if wanted {
                 let path = kernel.join("config").join(name);
                 config +=
