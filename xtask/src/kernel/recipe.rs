@@ -200,7 +200,9 @@ fn substance(patch: &[u8]) -> Vec<u8> {
 
 /// Can this patch change the kernel? One that does not say what it is about can.
 fn reaches_kernel(patch: &[u8]) -> bool {
-    let aside = |path: String| path.starts_with("tools/testing/") || path.starts_with("Documentation/");
+    let aside = |path: String| {
+        path == "MAINTAINERS" || ["tools/testing/", "Documentation/"].iter().any(|dir| path.starts_with(dir))
+    };
     let mut paths = paths(patch).peekable();
     paths.peek().is_none() || !paths.all(aside)
 }
@@ -346,7 +348,8 @@ mod tests {
         let patch = |paths: &[&str]| -> Vec<u8> {
             paths.iter().flat_map(|path| format!("diff --git a/{path} b/{path}\n+x\n").into_bytes()).collect()
         };
-        let tests = patch(&["tools/testing/selftests/task_isolation/a.c", "Documentation/a.rst"]);
+        let tests =
+            patch(&["MAINTAINERS", "tools/testing/selftests/task_isolation/a.c", "Documentation/a.rst"]);
         assert!(!reaches_kernel(&tests));
         assert!(reaches_kernel(&patch(&["Documentation/a.rst", "kernel/fork.c"])));
         assert!(reaches_kernel(&patch(&["tools/objtool/check.c"])));
