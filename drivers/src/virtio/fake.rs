@@ -315,7 +315,7 @@ impl FakeNet {
             self.outbound.push_back((n as u16 / 2, bytes, packet));
             done.push(entry);
         }
-        if self.traits.shuffles && !self.queues[n].packed {
+        if self.traits.shuffles {
             done.reverse();
         }
         for entry in done {
@@ -354,7 +354,7 @@ impl FakeNet {
                 continue;
             }
             queue.listen(bus, false);
-            if self.traits.shuffles && !queue.packed {
+            if self.traits.shuffles {
                 entries.reverse();
             }
             bytes.truncate(room);
@@ -496,6 +496,9 @@ impl FakeNet {
             net::STATUS => status.into(),
             net::MAX_PAIRS => self.traits.pairs.into(),
             net::MTU => self.traits.mtu.into(),
+            net::RSS_MAX_KEY => 40,
+            net::RSS_MAX_TABLE => 128,
+            net::HASH_TYPES => 0x3f,
             _ => 0,
         }
     }

@@ -70,6 +70,9 @@ pub(super) mod net {
     pub(in super::super) const STATUS: usize = 6;
     pub(in super::super) const MAX_PAIRS: usize = 8;
     pub(in super::super) const MTU: usize = 10;
+    pub(in super::super) const RSS_MAX_KEY: usize = 17;
+    pub(in super::super) const RSS_MAX_TABLE: usize = 18;
+    pub(in super::super) const HASH_TYPES: usize = 20;
     pub(in super::super) const STATUS_LINK_UP: u16 = 1;
     /// Pairs of queues that a device may have (5.1.4.2).
     pub(in super::super) const MOST_PAIRS: u16 = 0x8000;
@@ -94,6 +97,15 @@ pub(super) mod split {
     pub(in super::super) const NO_NOTIFY: u16 = 1;
 }
 
+/// Packed rings (2.8).
+pub(super) mod packed {
+    pub(in super::super) const AVAIL: u16 = 1 << 7;
+    pub(in super::super) const USED: u16 = 1 << 15;
+    /// Event suppression flags (2.8.14); 0 is on.
+    pub(in super::super) const EVENTS_OFF: u16 = 1;
+    pub(in super::super) const EVENTS_AT: u16 = 2;
+}
+
 /// The header before each packet (5.1.6): flags, gso type, header length, gso size, checksum start and offset,
 /// number of buffers.
 pub(super) mod header {
@@ -109,13 +121,26 @@ pub(super) mod header {
     pub(in super::super) const HASH_KIND: usize = 16;
 }
 
+/// Hashes (5.1.6.4.3) and RSS (5.1.6.5.7).
+pub(super) mod spread {
+    /// IPv4 and IPv6, alone and with TCP and UDP.
+    pub(in super::super) const KINDS: u32 = 0x3f;
+    pub(in super::super) const KEY_BYTES: usize = 40;
+    /// Entries of the longest table that we give.
+    pub(in super::super) const MOST_TABLE: u16 = 128;
+}
+
 /// Commands of the control queue (5.1.6.5): class and command.
 pub(super) mod command {
     pub(in super::super) const PROMISCUOUS: [u8; 2] = [0, 0];
     pub(in super::super) const ALL_MULTICAST: [u8; 2] = [0, 1];
+    pub(in super::super) const MAC_TABLE: [u8; 2] = [1, 0];
     pub(in super::super) const MAC_ADDRESS: [u8; 2] = [1, 1];
     pub(in super::super) const VLAN_ADD: [u8; 2] = [2, 0];
+    pub(in super::super) const VLAN_REMOVE: [u8; 2] = [2, 1];
     pub(in super::super) const PAIRS: [u8; 2] = [4, 0];
+    pub(in super::super) const RSS: [u8; 2] = [4, 1];
+    pub(in super::super) const HASH: [u8; 2] = [4, 2];
     pub(in super::super) const ACK_OK: u8 = 0;
     pub(in super::super) const ACK_ERROR: u8 = 1;
 }

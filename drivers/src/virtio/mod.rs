@@ -11,9 +11,9 @@
 //! |---|---|
 //! | `layout` | registers, structures, features, each with its section of the specification |
 //! | `transport`, `negotiate` | the device's structures and status; which features to accept |
-//! | `ring`, `split` | what rings have in common, and the kinds of them |
+//! | `ring`, `split`, `packed` | what rings have in common, and the kinds of them |
 //! | `queue`, `rx`, `parse`, `tx` | the hot halves |
-//! | `control` | commands: address, receive modes, VLANs, queues |
+//! | `control`, `spread` | commands: address, receive modes, VLANs, queues, RSS |
 //! | `ending`, `port`, `config`, `error` | the cold half |
 //!
 //! Contract: the device is not trusted. Every number that it gives is checked, a wait for it is bounded, and a
@@ -33,12 +33,14 @@ mod ending;
 mod error;
 mod layout;
 mod negotiate;
+mod packed;
 mod parse;
 mod port;
 mod queue;
 mod ring;
 mod rx;
 mod split;
+mod spread;
 mod transport;
 mod tx;
 

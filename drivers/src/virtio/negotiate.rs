@@ -14,8 +14,6 @@ pub(super) fn choose(
     config: &VirtioConfig,
     offered: Features,
 ) -> Result<Features, VirtioError> {
-    // Rings of one piece and hashes are not driven.
-    let offered = offered - (Features::RING_PACKED | Features::RSS | Features::HASH_REPORT);
     let missing = |feature, why| Err(VirtioError::Missing { address: address.to_owned(), feature, why });
     let mut chosen = Features::empty();
     let mut take = |feature: Features, want: Want, why: &'static str| {

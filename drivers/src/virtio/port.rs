@@ -6,11 +6,13 @@ use super::ending::Device;
 use super::error::VirtioError;
 use super::layout::{Features, command, header, net, status};
 use super::negotiate;
+use super::packed::{MOST_ADDRESS, Packed};
 use super::parse::Parse;
 use super::queue::{AnyRing, End, Path};
 use super::ring::{Shared, Word};
 use super::rx::{RxRules, VirtioRx};
 use super::split::Split;
+use super::spread::Spread;
 use super::transport::{Doorbell, Transport};
 use super::tx::{SEGMENTS, TxRules, VirtioTx};
 use crate::pci::{self, DmaMemory, DmaSlice, Function, SliceError};
@@ -145,6 +147,12 @@ where
             what: "mapping the pool",
             source,
         })?;
+        // A packed ring's memory has eight bits for something else.
+        let end = base.saturating_add(u64::from(pool.chunks()) << pool.chunk_shift());
+        if end > MOST_ADDRESS {
+            let what = "the address where it finds the end of the pool";
+            return Err(VirtioError::Absurd { address, what, value: end });
+        }
         let ring_reset = features.contains(Features::RING_RESET);
         let device = Arc::new(Device::new(function, transport, ring_reset));
         // From here on, dropping the port undoes what was done.
@@ -207,11 +215,19 @@ where
         let packed = self.features.contains(Features::RING_PACKED);
         let events = self.features.contains(Features::EVENT_IDX);
         let size = self.device.lock().transport.size(queue, wanted, packed)?;
-        let memory = self.dma(&format!("ring{queue}"), Split::bytes(size))?;
-        let ring = Split::new(&memory, size, events, receive).map_err(self.wrong_memory())?;
-        let places = ring.places();
+        let bytes = if packed { Packed::bytes(size) } else { Split::bytes(size) };
+        let memory = self.dma(&format!("ring{queue}"), bytes)?;
+        let (ring, places) = if packed {
+            let ring = Packed::new(&memory, size, receive).map_err(self.wrong_memory())?;
+            let places = ring.places();
+            (AnyRing::Packed(ring), places)
+        } else {
+            let ring = Split::new(&memory, size, events, receive).map_err(self.wrong_memory())?;
+            let places = ring.places();
+            (AnyRing::Split(ring), places)
+        };
         let doorbell = self.device.lock().transport.enable(queue, places)?;
-        Ok((AnyRing::Split(ring), doorbell))
+        Ok((ring, doorbell))
     }
 
     fn path(&self, base: u64, header: u32, doorbell: Doorbell<F::Bar>) -> Result<Path<F::Bar>, VirtioError> {
@@ -285,19 +301,26 @@ where
 
     /// What was asked for and is set by command.
     fn configure(&self, config: &VirtioConfig) -> Result<(), VirtioError> {
-        if config.queues > 1 {
-            self.command(
-                Features::MQ,
-                command::PAIRS,
-                &config.queues.to_le_bytes(),
-                "open that many pairs of queues",
-            )?;
+        let rss = self.features.contains(Features::RSS) && config.queues > 1;
+        let hashes = self.features.contains(Features::HASH_REPORT);
+        if rss || hashes {
+            let spread = Spread::of(&self.device.lock().transport, rss)?;
+            if rss {
+                let what = "spread packets over the queues";
+                self.command(Features::RSS, command::RSS, &spread.rss(config.queues), what)?;
+            } else {
+                self.command(Features::HASH_REPORT, command::HASH, &spread.hash(), "hash packets")?;
+            }
+        }
+        if config.queues > 1 && !rss {
+            let what = "open that many pairs of queues";
+            self.command(Features::MQ, command::PAIRS, &config.queues.to_le_bytes(), what)?;
         }
         if let Some(mac) = config.mac {
             self.command(Features::CTRL_MAC_ADDR, command::MAC_ADDRESS, &mac, "take an Ethernet address")?;
         }
         for vlan in &config.vlans {
-            self.command(Features::CTRL_VLAN, command::VLAN_ADD, &vlan.to_le_bytes(), "pass a VLAN")?;
+            self.pass_vlan(*vlan, true)?;
         }
         if config.filter == Filter::Promiscuous && !self.features.contains(Features::CTRL_RX) {
             tracing::warn!(port = self.name, "the device has no receive modes: it passes what it likes");
@@ -335,6 +358,27 @@ where
         let what = "change which packets it passes on";
         self.command(Features::CTRL_RX, command::PROMISCUOUS, &[all], what)?;
         self.command(Features::CTRL_RX, command::ALL_MULTICAST, &[multicast], what)
+    }
+
+    /// Passes a VLAN, or no more. Only for ports that were opened with a list of VLANs: others pass all.
+    ///
+    /// # Errors
+    /// As [`VirtioNetPort::set_filter`].
+    pub fn pass_vlan(&self, vlan: u16, pass: bool) -> Result<(), VirtioError> {
+        let code = if pass { command::VLAN_ADD } else { command::VLAN_REMOVE };
+        self.command(Features::CTRL_VLAN, code, &vlan.to_le_bytes(), "change which VLANs it passes")
+    }
+
+    /// The groups whose packets [`Filter::Own`] passes; replaces those before.
+    ///
+    /// # Errors
+    /// As [`VirtioNetPort::set_filter`]; more groups than a command holds (about 160).
+    pub fn set_groups(&self, groups: &[[u8; 6]]) -> Result<(), VirtioError> {
+        // No addresses of single stations beside the port's own, then those of groups (5.1.6.5.2).
+        let mut body = vec![0; 4];
+        body.extend((groups.len() as u32).to_le_bytes());
+        body.extend(groups.iter().flatten());
+        self.command(Features::CTRL_RX, command::MAC_TABLE, &body, "change the groups it passes")
     }
 
     /// What was agreed on with the device.

@@ -1,6 +1,7 @@
 //! What the two halves of a queue share: a ring of either kind, a custody, a doorbell.
 
 use super::ending::Ending;
+use super::packed::Packed;
 use super::ring::{Ring, Shared, Word};
 use super::split::Split;
 use super::transport::Doorbell;
@@ -16,6 +17,7 @@ pub(super) const WORK: u16 = 2 * BATCH as u16;
 #[derive(Debug)]
 pub(super) enum AnyRing {
     Split(Split),
+    Packed(Packed),
 }
 
 /// Runs an expression with the ring, whichever kind it is, so that it is compiled for each.
@@ -23,6 +25,7 @@ macro_rules! with_ring {
     ($any:expr, $ring:ident => $work:expr) => {
         match $any {
             AnyRing::Split($ring) => $work,
+            AnyRing::Packed($ring) => $work,
         }
     };
 }

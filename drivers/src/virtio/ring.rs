@@ -92,6 +92,8 @@ pub(super) const SHARED_BYTES: usize = 64;
 pub(super) enum Word {
     /// Position up to which entries were consumed.
     Taken = 0,
+    /// Position up to which entries were published; packed rings only.
+    Posted = 1,
     /// Lies of the device.
     Bad = 2,
     /// Doorbells rung.

@@ -132,3 +132,39 @@ mod split_checksums {
         })
     );
 }
+
+fn packed(traits: &mut Traits, config: &mut VirtioConfig) {
+    traits.offered |= Features::RING_PACKED;
+    config.packed = Want::Require;
+}
+
+mod packed_rings {
+    use super::*;
+    crate::conformance_tests!(link, Pair::new(packed));
+}
+
+mod packed_flags_out_of_order {
+    use super::*;
+    crate::conformance_tests!(
+        link,
+        Pair::new(|traits, config| {
+            packed(traits, config);
+            traits.shuffles = true;
+            config.event_index = Want::Never;
+            (config.rx_ring, config.tx_ring) = (128, 256);
+        })
+    );
+}
+
+mod packed_several_frames {
+    use super::*;
+    crate::conformance_tests!(
+        link,
+        Pair::new(|traits, config| {
+            packed(traits, config);
+            traits.mtu = 9000;
+            traits.offered |= Features::MTU;
+            config.multi_buffer = true;
+        })
+    );
+}

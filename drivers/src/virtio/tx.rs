@@ -55,7 +55,6 @@ pub(super) struct TxRules {
 
 /// What makes a frame take the slow path.
 const ODD: FrameFlags = FrameFlags::MORE.union(FrameFlags::TX_CHECKSUM).union(FrameFlags::TX_TIMESTAMP);
-const HEADER: u16 = header::BYTES as u16;
 
 impl<R: Registers> VirtioTx<R> {
     pub(super) fn new(
@@ -89,19 +88,23 @@ impl<R: Registers> VirtioTx<R> {
 /// Sends single frames that want nothing special from the front of `batch`, up to the first that does or
 /// until the ring is full; says how many.
 #[inline(always)]
-fn send_plain<Q: Ring, R: Registers>(ring: &mut Q, path: &Path<R>, rules: TxRules, batch: &mut Batch) -> u16 {
+fn send_plain<const H: usize, Q: Ring, R: Registers>(
+    ring: &mut Q,
+    path: &Path<R>,
+    rules: TxRules,
+    batch: &mut Batch,
+) -> u16 {
     let free = usize::from(ring.free());
     let mut written: u16 = 0;
     for frame in batch.iter_mut().take(free) {
         let len = u32::from(frame.len());
         // An empty one is longer than all.
         let odd = frame.flags().intersects(ODD) || len.wrapping_sub(1) >= rules.longest;
-        if odd || !path.lender.pool().prepend(frame, &[0; header::BYTES]) {
+        if odd || !path.lender.pool().prepend(frame, &[0; H]) {
             break;
         }
         let Some(address) = path.lender.address(frame) else { break };
-        const BYTES: u32 = header::BYTES as u32;
-        ring.write_packet(written, path.base + address - u64::from(BYTES), len + BYTES);
+        ring.write_packet(written, path.base + address - H as u64, len + H as u32);
         written += 1;
     }
     if written != 0 {
@@ -164,13 +167,19 @@ fn send_odd<Q: Ring, R: Registers>(
     let Some(header) = packet.first().and_then(|frame| header_of(pool, rules, frame)) else {
         return Sent::Never(frames);
     };
-    if !packet.first_mut().is_some_and(|frame| put_header(pool, frame, &header)) {
+    let put = packet.first_mut().is_some_and(|frame| match path.header as usize {
+        header::BYTES => {
+            header.first_chunk().is_some_and(|h| put_header::<{ header::BYTES }>(pool, frame, h))
+        }
+        _ => put_header(pool, frame, &header),
+    });
+    if !put {
         return Sent::Never(frames);
     }
     let id = usize::from(ring.id(0));
     let mut whole = (0, 0);
     for (n, frame) in packet.iter().enumerate() {
-        let before = if n == 0 { u32::from(HEADER) } else { 0 };
+        let before = if n == 0 { path.header } else { 0 };
         let address = path.base + path.lender.address(frame).unwrap_or(0) - u64::from(before);
         let len = u32::from(frame.len()) + before;
         if let Some(tables) = tables.filter(|_| frames > 1) {
@@ -194,8 +203,8 @@ fn send_odd<Q: Ring, R: Registers>(
 }
 
 /// The header that a packet wants; `None` when that cannot be had.
-fn header_of(pool: &Pool, rules: TxRules, first: &Frame) -> Option<[u8; header::BYTES]> {
-    let mut bytes = [0; header::BYTES];
+fn header_of(pool: &Pool, rules: TxRules, first: &Frame) -> Option<[u8; header::BYTES_WITH_HASH]> {
+    let mut bytes = [0; header::BYTES_WITH_HASH];
     if first.flags().contains(FrameFlags::TX_TIMESTAMP) {
         return None;
     }
@@ -213,19 +222,19 @@ fn header_of(pool: &Pool, rules: TxRules, first: &Frame) -> Option<[u8; header::
 }
 
 /// Writes the header before a packet; one that begins too far in front of its chunk is moved back.
-fn put_header(pool: &Pool, frame: &mut Frame, header: &[u8; header::BYTES]) -> bool {
+fn put_header<const H: usize>(pool: &Pool, frame: &mut Frame, header: &[u8; H]) -> bool {
     if pool.prepend(frame, header) {
         return true;
     }
     let len = usize::from(frame.len());
-    if !pool.grow_back(frame, HEADER) {
+    if !pool.grow_back(frame, H as u16) {
         return false;
     }
     let bytes = pool.bytes_mut(frame);
-    if bytes.len() == len + header::BYTES {
-        bytes.copy_within(..len, header::BYTES);
+    if bytes.len() == len + H {
+        bytes.copy_within(..len, H);
     }
-    frame.trim_front(HEADER);
+    frame.trim_front(H as u16);
     pool.prepend(frame, header)
 }
 
@@ -305,7 +314,10 @@ impl<R: Registers> TxQueue for VirtioTx<R> {
         with_ring!(ring, ring => {
             let (mut taken, mut entries) = (0, 0);
             while !batch.is_empty() {
-                let plain = send_plain(ring, path, *rules, batch);
+                let plain = match path.header as usize {
+                    header::BYTES => send_plain::<{ header::BYTES }, _, _>(ring, path, *rules, batch),
+                    _ => send_plain::<{ header::BYTES_WITH_HASH }, _, _>(ring, path, *rules, batch),
+                };
                 taken += usize::from(plain);
                 self.in_flight += usize::from(plain);
                 entries += plain;
