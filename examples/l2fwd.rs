@@ -1,9 +1,10 @@
-//! A learning bridge between network interfaces, on one worker: the smallest complete program.
+//! A learning bridge between ports, on one worker: the smallest complete program.
 //!
-//! `l2fwd IFACE IFACE...` (as root). Ctrl-C stops it; `isoplane top l2fwd` watches it.
+//! `l2fwd PORT PORT...` (as root). A port is an interface of Linux, driven through AF_XDP, or the address of a PCI
+//! function that `isoplane ports bind` gave to VFIO, such as `0000:00:02.0`. Ctrl-C stops it; `isoplane top l2fwd` watches it.
 
 use isoplane::blocks::bridge::{Bridge, BridgeConfig};
-use isoplane::drivers::xdp::{XdpConfig, XdpPort};
+use isoplane::drivers::Opener;
 use isoplane::isolation::prepare::cpu;
 use isoplane::memory::{Pool, PoolConfig};
 use isoplane::{Dataplane, Worker};
@@ -22,13 +23,13 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), Box<dyn Error>> {
-    let interfaces: Vec<String> = std::env::args().skip(1).collect();
-    if interfaces.len() < 2 {
-        return Err("usage: l2fwd IFACE IFACE...".into());
+    let names: Vec<String> = std::env::args().skip(1).collect();
+    if names.len() < 2 {
+        return Err("usage: l2fwd PORT PORT...".into());
     }
 
     // All ports share one pool, so that forwarding moves a 16-byte handle and no payload.
-    let frames = 8192 * interfaces.len() as u32;
+    let frames = 8192 * names.len() as u32;
     let pool = Pool::create(&PoolConfig::new("l2fwd", frames + 2048))?;
     let mut plane = Dataplane::builder("l2fwd");
     let mut worker = Worker::new("bridge").frames(2048).counters(&Bridge::FIELDS);
@@ -38,13 +39,14 @@ fn run() -> Result<(), Box<dyn Error>> {
     if let [_, .., last] = cpus[..] {
         worker = worker.cpu(last.0);
     }
-    for interface in &interfaces {
-        let port = plane.port(XdpPort::open(&pool, &XdpConfig::new(interface))?);
+    let mut opener = Opener::new(&pool);
+    for name in &names {
+        let port = plane.boxed_port(opener.open(name, 1)?);
         worker = worker.queue(port, 0);
     }
 
     // Checked here, where an error can be returned; built again in the worker, whenever it starts.
-    let config = BridgeConfig::new(interfaces.len());
+    let config = BridgeConfig::new(names.len());
     Bridge::new(&config)?;
     plane.worker(worker, move |_| Bridge::new(&config).expect("checked before launch"));
 

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`port`] | the traits every driver implements: cold [`Port`], hot [`RxQueue`] and [`TxQueue`] |
 //! | [`queue`] | one enum over all drivers' queues: one branch a batch |
+//! | [`open`](mod@open) | ports by name: an interface, or a PCI function |
 //! | [`decorated`] | any port with its queues wrapped, by the decorators below or by yours |
 //! | [`fault`] | a decorator that injects faults |
 //! | [`capture`] | decorators that record packets, for pcap files and traces |
@@ -25,6 +26,7 @@ pub mod e1000e;
 pub mod fault;
 pub mod memory;
 pub mod null;
+pub mod open;
 pub mod pci;
 pub mod port;
 pub mod queue;
@@ -36,6 +38,7 @@ pub use decorated::Decorated;
 pub use e1000e::{E1000eConfig, E1000eError, E1000ePort};
 pub use memory::MemoryPort;
 pub use null::NullPort;
+pub use open::{OpenError, Opener};
 pub use port::{
     Capabilities, KickError, KickTarget, Kicked, LinkState, Port, PortStatistics, RxQueue, TxQueue,
 };

@@ -57,6 +57,12 @@ impl Host {
         self.path("sys/bus/pci/devices").join(address)
     }
 
+    /// Does it look like a PCI function's address, such as `0000:00:02.0` or `00:02.0`?
+    #[must_use]
+    pub fn is_address(name: &str) -> bool {
+        canonical(name).is_some()
+    }
+
     /// The address as the kernel writes it, of a function that is there.
     ///
     /// # Errors
