@@ -12,6 +12,7 @@ mod demo;
 mod doctor;
 mod format;
 mod noise;
+mod ports;
 mod progress;
 mod top;
 
@@ -40,6 +41,8 @@ enum Command {
     Doctor(doctor::Args),
     /// Measure what is taken from a thread that spins on a CPU, and by whom.
     Noise(noise::Args),
+    /// List network devices; give one to VFIO, or back to the kernel.
+    Ports(ports::Args),
     /// Show the counters of running dataplanes.
     Top(top::Args),
 }
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args).map_err(|e| Box::new(e) as Box<dyn std::error::Error>),
         Command::Doctor(args) => return doctor::run(&args, cli.verbose > 0),
         Command::Noise(args) => noise::run(&args).map_err(Into::into),
+        Command::Ports(args) => ports::run(&args).map_err(Into::into),
         Command::Top(args) => top::run(&args).map_err(Into::into),
     };
     result.unwrap_or_else(|error| {

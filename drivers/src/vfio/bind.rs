@@ -154,7 +154,7 @@ impl Host {
         Bound {
             address: address.to_owned(),
             previous: self.noted(address).0,
-            others: others.filter(|(_, driver)| !matches!(driver.as_str(), VFIO_PCI | "pcieport")).collect(),
+            others: others.filter(|(_, driver)| !matches!(driver.as_str(), VFIO_PCI | "pci-stub")).collect(),
         }
     }
 

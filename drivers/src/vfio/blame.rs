@@ -48,8 +48,8 @@ pub(super) fn bound(host: &Host, address: &str) -> Result<(), VfioError> {
 pub(super) fn not_viable(host: &Host, address: &str, group: u32) -> VfioError {
     let others = host.group_members(address).into_iter();
     let others = others.filter_map(|other| host.driver_of(&other).map(|driver| (other, driver)));
-    // Bridges' own driver does no DMA and is allowed.
-    let others = others.filter(|(_, driver)| !matches!(driver.as_str(), VFIO_PCI | "pcieport" | "pci-stub"));
+    // What pci-stub has, nobody uses.
+    let others = others.filter(|(_, driver)| !matches!(driver.as_str(), VFIO_PCI | "pci-stub"));
     VfioError::GroupNotViable { address: address.to_owned(), group, others: others.collect() }
 }
 

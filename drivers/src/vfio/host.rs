@@ -91,10 +91,13 @@ impl Host {
         text(&name).is_some_and(|name| name == "vfio-noiommu")
     }
 
-    /// The other functions of its IOMMU group.
+    /// The other functions of its IOMMU group, but for bridges, which VFIO leaves to the kernel.
     pub(super) fn group_members(&self, address: &str) -> Vec<String> {
         let mut all = names(&self.device(address).join("iommu_group/devices"));
-        all.retain(|other| other != address);
+        let bridge = |other: &str| {
+            text(&self.device(other).join("class")).is_some_and(|class| class.starts_with("0x0604"))
+        };
+        all.retain(|other| other != address && !bridge(other));
         all
     }
 

@@ -66,7 +66,7 @@ pub struct PciDevice {
     pub interfaces: Vec<String>,
     /// IOMMU group.
     pub iommu_group: Option<u32>,
-    /// The other functions of that group.
+    /// The other functions of that group, but for bridges.
     pub group_members: Vec<String>,
     /// NUMA node, when the machine has several.
     pub numa_node: Option<u32>,

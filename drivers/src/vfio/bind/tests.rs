@@ -53,11 +53,12 @@ impl Tree {
         let mut host = Host::at(dir.path());
         host.kernel = Some(kernel);
         let tree = Self { host, _dir: dir };
-        for driver in ["vfio-pci", "igb", "ahci"] {
+        for driver in ["vfio-pci", "igb", "ahci", "pcieport"] {
             fs::create_dir_all(tree.host.path("sys/bus/pci/drivers").join(driver)).unwrap();
         }
         tree.device(NIC, ("0x8086", "0x10d3", "0x020000"), Some(7), "igb");
         tree.device(OTHER, ("0x8086", "0x1521", "0x020000"), Some(7), "igb");
+        tree.device("0000:00:03.0", ("0x8086", "0x3420", "0x060400"), Some(7), "pcieport");
         tree.device(DISK, ("0x8086", "0x2922", "0x010601"), Some(3), "ahci");
         tree.file(&format!("sys/bus/pci/devices/{NIC}/net/eth0/x"), "");
         tree
@@ -210,8 +211,8 @@ fn what_is_there_is_listed() {
     tree.file(&format!("sys/bus/pci/devices/{OTHER}/virtio0/net/ens5/x"), "");
     let all = tree.host.devices();
     let addresses: Vec<&str> = all.iter().map(|device| device.address.as_str()).collect();
-    assert_eq!(addresses, [DISK, NIC, OTHER]);
-    let (disk, nic, other) = (&all[0], &all[1], &all[2]);
+    assert_eq!(addresses, ["0000:00:03.0", DISK, NIC, OTHER]);
+    let (disk, nic, other) = (&all[1], &all[2], &all[3]);
     assert_eq!((nic.vendor, nic.device, nic.class), (0x8086, 0x10d3, 0x02_0000));
     assert_eq!((nic.kind, other.kind), (Some(Kind::E1000e), None));
     assert_eq!((nic.iommu_group, &nic.group_members), (Some(7), &vec![OTHER.to_owned()]));
