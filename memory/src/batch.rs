@@ -171,6 +171,21 @@ impl Batch {
         n
     }
 
+    /// The slots behind the last frame.
+    #[inline(always)]
+    pub(crate) fn vacant(&mut self) -> &mut [MaybeUninit<Frame>] {
+        &mut self.frames[self.len..]
+    }
+
+    /// Counts `n` more frames.
+    ///
+    /// # Safety
+    /// The first `n` of the [vacant](Self::vacant) slots were written.
+    #[inline(always)]
+    pub(crate) const unsafe fn occupy(&mut self, n: usize) {
+        self.len += n;
+    }
+
     /// Bytes of all frames together.
     #[inline(always)]
     #[must_use]

@@ -143,6 +143,35 @@ impl FrameCache {
         }
     }
 
+    /// The last `n` chunks put back, or as many as there are; none in a process that must not use them.
+    #[inline(always)]
+    pub(crate) fn top(&self, n: usize) -> &[u32] {
+        let n = if self.is_ours() { n.min(self.free.len()) } else { 0 };
+        &self.free[self.free.len() - n..]
+    }
+
+    /// Takes the last `n` chunks off the list: somebody else owns them now.
+    #[inline(always)]
+    pub(crate) fn forget_top(&mut self, n: usize) {
+        self.free.truncate(self.free.len() - n);
+    }
+
+    /// The slots behind the last chunk.
+    #[inline(always)]
+    pub(crate) fn spare(&mut self) -> &mut [std::mem::MaybeUninit<u32>] {
+        self.free.spare_capacity_mut()
+    }
+
+    /// Counts `n` more chunks.
+    ///
+    /// # Safety
+    /// The first `n` of the [spare](Self::spare) slots were written, with chunks whose owner is this cache.
+    #[inline(always)]
+    pub(crate) unsafe fn occupy(&mut self, n: usize) {
+        // SAFETY: the caller's promise; they are within the capacity.
+        unsafe { self.free.set_len(self.free.len() + n) };
+    }
+
     /// Frames that this worker owns, free or in its hands, by the owner map: cold.
     #[must_use]
     pub fn owned(&self) -> u32 {

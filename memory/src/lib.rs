@@ -19,6 +19,7 @@
 #![deny(missing_docs, unsafe_code)]
 
 pub mod batch;
+mod bulk;
 pub mod cache;
 pub mod clock;
 pub mod custody;

@@ -18,7 +18,7 @@ pub(crate) mod fake;
 pub(crate) mod qemu;
 mod slice;
 
-pub use slice::{DmaSlice, Shared, SliceError};
+pub use slice::{DmaSlice, Shared, SliceError, Wrapped};
 
 /// Registers of a device (a BAR or a part of one), little-endian. Each access is one access of that width;
 /// a misaligned one, or one outside, reads all ones and writes nothing.

@@ -6,6 +6,7 @@
 #![allow(unsafe_code, reason = "the one place where DMA memory becomes references")]
 
 use super::DmaMemory;
+use std::marker::PhantomData;
 use std::ops::Deref;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -85,11 +86,44 @@ impl<T: Shared> DmaSlice<T> {
         unsafe { self.start.add(index & (self.count - 1)).as_ref() }
     }
 
+    /// The slice by value, for loops.
+    #[inline(always)]
+    #[must_use]
+    pub const fn by_value(&self) -> Wrapped<'_, T> {
+        Wrapped { start: self.start, mask: self.count - 1, _memory: PhantomData }
+    }
+
     /// Where the device finds the first value.
     #[must_use]
     pub fn iova(&self) -> u64 {
         let offset = self.start.as_ptr() as usize - self.memory.start().as_ptr() as usize;
         self.memory.iova() + offset as u64
+    }
+}
+
+/// A [`DmaSlice`] by value, for loops: what it is made of stays in registers.
+pub struct Wrapped<'a, T> {
+    start: NonNull<T>,
+    mask: usize,
+    _memory: PhantomData<&'a DmaSlice<T>>,
+}
+
+impl<T> Clone for Wrapped<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Wrapped<'_, T> {}
+
+impl<'a, T: Shared> Wrapped<'a, T> {
+    /// As [`DmaSlice::wrapped`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn at(self, index: usize) -> &'a T {
+        // SAFETY: `mask` is the slice's number of values less one, so as in `DmaSlice::wrapped`; the slice, which
+        // keeps the memory, is borrowed for `'a`.
+        unsafe { self.start.add(index & self.mask).as_ref() }
     }
 }
 

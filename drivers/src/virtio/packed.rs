@@ -10,9 +10,9 @@
 //! Where an entry's first descriptor was written it becomes available last, by one bit.
 
 use super::layout::{DESCRIPTOR_BYTES, INDIRECT, NEXT, WRITE, packed};
-use super::ring::{Left, Ring, SHARED_BYTES, Shared, Used, Word};
+use super::ring::{Cursor, Left, Ring, SHARED_BYTES, Shared, Used, Word};
 use super::transport::RingPlaces;
-use crate::pci::{DmaMemory, DmaSlice, SliceError};
+use crate::pci::{DmaMemory, DmaSlice, SliceError, Wrapped};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering, fence};
 
@@ -64,6 +64,19 @@ const fn places(size: u16) -> Places {
     Places { driver, device, buffers, shared, end: shared + SHARED_BYTES }
 }
 
+/// Is the wrap counter set at a position? It begins set, and flips where the ring begins again.
+#[inline(always)]
+const fn wraps(position: u32, shift: u32) -> bool {
+    position >> shift & 1 == 0
+}
+
+/// The two flags of a descriptor that the device is done with. Those of one that is not yet available are the
+/// others; of one that is, those with `AVAIL` flipped.
+#[inline(always)]
+const fn done(position: u32, shift: u32) -> u64 {
+    if wraps(position, shift) { BOTH } else { 0 }
+}
+
 impl Packed {
     /// Bytes of DMA memory that a ring takes.
     pub(super) const fn bytes(size: u16) -> usize {
@@ -109,36 +122,19 @@ impl Packed {
         }
     }
 
-    /// Is the wrap counter set at a position? It begins set, and flips where the ring begins again.
     #[inline(always)]
     const fn wraps(&self, position: u32) -> bool {
-        position >> self.shift & 1 == 0
+        wraps(position, self.shift)
     }
 
-    /// The two flags of a descriptor that the device is done with. Those of one that is not yet available
-    /// are the others; of one that is, those with `AVAIL` flipped.
     #[inline(always)]
     const fn done(&self, position: u32) -> u64 {
-        if self.wraps(position) { BOTH } else { 0 }
+        done(position, self.shift)
     }
 
     #[inline(always)]
     fn second(&self, position: u32) -> &AtomicU64 {
         self.descriptors.wrapped(position as usize * 2 + 1)
-    }
-
-    /// Writes the `n`th free descriptor; all but the first are available at once, since the device does not
-    /// look past the first.
-    #[inline(always)]
-    fn write(&mut self, n: u16, id: u16, address: u64, len: u32, flags: u16) {
-        let position = self.posted.wrapping_add(n.into());
-        self.descriptors.wrapped(position as usize * 2).store(address, Ordering::Relaxed);
-        let mut both = self.done(position) ^ BOTH;
-        if n != 0 {
-            both ^= AVAIL;
-        }
-        let fields = u64::from(len) | u64::from(id) << ID_SHIFT | u64::from(flags) << FLAGS_SHIFT;
-        self.second(position).store(fields | both, Ordering::Relaxed);
     }
 
     #[inline(always)]
@@ -148,12 +144,6 @@ impl Packed {
         second.store(second.load(Ordering::Relaxed) ^ AVAIL, Ordering::Release);
     }
 
-    #[inline(always)]
-    fn note(&self, id: u16, address: u64, segments: u16) {
-        let word = address | u64::from(segments) << SEGMENTS_SHIFT;
-        self.buffers.wrapped(id.into()).store(word, Ordering::Relaxed);
-    }
-
     /// Forgets its positions.
     #[cfg(test)]
     pub(super) fn forget(&mut self) {
@@ -161,7 +151,107 @@ impl Packed {
     }
 }
 
+/// See [`Cursor`].
+#[derive(Clone, Copy)]
+pub(super) struct PackedCursor<'a> {
+    descriptors: Wrapped<'a, AtomicU64>,
+    buffers: Wrapped<'a, AtomicU64>,
+    taken: u32,
+    posted: u32,
+    mask: u32,
+    shift: u32,
+    receive: u32,
+}
+
+impl PackedCursor<'_> {
+    /// Writes the `n`th free descriptor; all but the first are available at once, since the device does not
+    /// look past the first.
+    #[inline(always)]
+    fn write(self, n: u16, id: u16, address: u64, len: u32, flags: u16) {
+        let position = self.posted.wrapping_add(n.into());
+        let at = position as usize * 2;
+        self.descriptors.at(at).store(address, Ordering::Relaxed);
+        let mut both = done(position, self.shift) ^ BOTH;
+        if n != 0 {
+            both ^= AVAIL;
+        }
+        let fields = u64::from(len) | u64::from(id) << ID_SHIFT | u64::from(flags) << FLAGS_SHIFT;
+        self.descriptors.at(at + 1).store(fields | both, Ordering::Relaxed);
+    }
+
+    #[inline(always)]
+    fn note(self, id: u16, address: u64, segments: u16) {
+        let word = address | u64::from(segments) << SEGMENTS_SHIFT;
+        self.buffers.at(id.into()).store(word, Ordering::Relaxed);
+    }
+}
+
+impl Cursor for PackedCursor<'_> {
+    #[inline(always)]
+    fn used(self, n: u16) -> Used {
+        let at = self.taken.wrapping_add(n.into()) as usize * 2 + 1;
+        let fields = self.descriptors.at(at).load(Ordering::Relaxed);
+        Used { id: u32::from((fields >> ID_SHIFT) as u16), len: fields as u32 }
+    }
+
+    #[inline(always)]
+    fn retire(self, _n: u16, _id: u32) {
+        // The device has left the id in the descriptor.
+    }
+
+    #[inline(always)]
+    fn id(self, n: u16) -> u16 {
+        let at = self.posted.wrapping_add(n.into()) as usize * 2 + 1;
+        (self.descriptors.at(at).load(Ordering::Relaxed) >> ID_SHIFT) as u16 & self.mask as u16
+    }
+
+    #[inline(always)]
+    fn write_buffer(self, n: u16, address: u64) {
+        let id = self.id(n);
+        self.note(id, address, 0);
+        self.write(n, id, address, self.receive, WRITE);
+    }
+
+    #[inline(always)]
+    fn write_packet(self, n: u16, address: u64, len: u32) {
+        let id = self.id(n);
+        self.note(id, address, 0);
+        self.write(n, id, address, len, 0);
+    }
+
+    fn write_table(self, n: u16, address: u64, segments: u16) {
+        let id = self.id(n);
+        self.note(id, address, segments);
+        self.write(n, id, address, u32::from(segments) * DESCRIPTOR_BYTES as u32, INDIRECT);
+    }
+
+    #[inline(always)]
+    fn address(self, id: u32) -> u64 {
+        self.buffers.at(id as usize).load(Ordering::Relaxed) & MOST_ADDRESS
+    }
+
+    #[inline(always)]
+    fn segments(self, id: u32) -> u16 {
+        (self.buffers.at(id as usize).load(Ordering::Relaxed) >> SEGMENTS_SHIFT) as u16
+    }
+}
+
 impl Ring for Packed {
+    type Cursor<'a> = PackedCursor<'a>;
+
+    #[inline(always)]
+    fn cursor(&self) -> PackedCursor<'_> {
+        PackedCursor {
+            descriptors: self.descriptors.by_value(),
+            buffers: self.buffers.by_value(),
+            taken: self.taken,
+            posted: self.posted,
+            mask: self.mask,
+            shift: self.shift,
+            receive: self.receive,
+        }
+    }
+
     fn size(&self) -> u16 {
         (self.mask + 1) as u16
     }
@@ -182,17 +272,6 @@ impl Ring for Packed {
     }
 
     #[inline(always)]
-    fn used(&self, n: u16) -> Used {
-        let fields = self.second(self.taken.wrapping_add(n.into())).load(Ordering::Relaxed);
-        Used { id: u32::from((fields >> ID_SHIFT) as u16), len: fields as u32 }
-    }
-
-    #[inline(always)]
-    fn retire(&self, _n: u16, _id: u32) {
-        // The device has left the id in the descriptor.
-    }
-
-    #[inline(always)]
     fn consume(&mut self, n: u16) {
         self.taken = self.taken.wrapping_add(n.into());
         self.shared.set(Word::Taken, self.taken.into());
@@ -201,32 +280,6 @@ impl Ring for Packed {
     #[inline(always)]
     fn free(&self) -> u16 {
         (self.mask + 1 - self.posted.wrapping_sub(self.taken)) as u16
-    }
-
-    #[inline(always)]
-    fn id(&self, n: u16) -> u16 {
-        let fields = self.second(self.posted.wrapping_add(n.into())).load(Ordering::Relaxed);
-        (fields >> ID_SHIFT) as u16 & self.mask as u16
-    }
-
-    #[inline(always)]
-    fn write_buffer(&mut self, n: u16, address: u64) {
-        let id = self.id(n);
-        self.note(id, address, 0);
-        self.write(n, id, address, self.receive, WRITE);
-    }
-
-    #[inline(always)]
-    fn write_packet(&mut self, n: u16, address: u64, len: u32) {
-        let id = self.id(n);
-        self.note(id, address, 0);
-        self.write(n, id, address, len, 0);
-    }
-
-    fn write_table(&mut self, n: u16, address: u64, segments: u16) {
-        let id = self.id(n);
-        self.note(id, address, segments);
-        self.write(n, id, address, u32::from(segments) * DESCRIPTOR_BYTES as u32, INDIRECT);
     }
 
     /// Tables are arrays: nothing is linked (2.8.7).
@@ -267,21 +320,12 @@ impl Ring for Packed {
         }
     }
 
-    #[inline(always)]
-    fn address(&self, id: u32) -> u64 {
-        self.buffers.wrapped(id as usize).load(Ordering::Relaxed) & MOST_ADDRESS
-    }
-
-    #[inline(always)]
-    fn segments(&self, id: u32) -> u16 {
-        (self.buffers.wrapped(id as usize).load(Ordering::Relaxed) >> SEGMENTS_SHIFT) as u16
-    }
-
     /// Two descriptors, with the id in both.
     fn publish_pair(&mut self, first: (u64, u32, u16), second: (u64, u32, u16)) {
-        let id = self.id(0);
-        self.write(1, id, second.0, second.1, second.2);
-        self.write(0, id, first.0, first.1, first.2 | NEXT);
+        let cursor = self.cursor();
+        let id = cursor.id(0);
+        cursor.write(1, id, second.0, second.1, second.2);
+        cursor.write(0, id, first.0, first.1, first.2 | NEXT);
         self.publish(2);
     }
 
@@ -321,7 +365,7 @@ impl Ring for Packed {
             let fields = second.load(Ordering::Relaxed) & !BOTH;
             second.store(fields | self.done(position) ^ BOTH, Ordering::Relaxed);
         }
-        let free_ids: Vec<u16> = (0..free as u16).map(|n| self.id(n)).collect();
+        let free_ids: Vec<u16> = (0..free as u16).map(|n| self.cursor().id(n)).collect();
         let mut out = vec![true; usize::from(self.size())];
         for id in &free_ids {
             out[usize::from(*id)] = false;

@@ -6,7 +6,7 @@
 
 use super::layout::{Features, header};
 use super::queue::Path;
-use super::ring::Ring;
+use super::ring::{Cursor, Ring};
 use crate::pci::Registers;
 use isoplane_memory::{BATCH, Batch, Frame, FrameCache, FrameFlags, FrameMeta, Pool};
 
@@ -46,7 +46,7 @@ pub(super) fn receive<Q: Ring, R: Registers>(
     while at < ready && batch.room() != 0 {
         let Some(mut first) = take(ring, path, frames, at, path.header) else {
             path.bad += 1;
-            ring.retire(at, ring.used(at).id);
+            retire(ring, at);
             at += 1;
             continue;
         };
@@ -55,7 +55,7 @@ pub(super) fn receive<Q: Ring, R: Registers>(
         if buffers == 0 || buffers > most {
             path.bad += 1;
             frames.put(first);
-            ring.retire(at, ring.used(at).id);
+            retire(ring, at);
             at += 1;
             continue;
         }
@@ -78,7 +78,7 @@ pub(super) fn receive<Q: Ring, R: Registers>(
             path.bad += 1;
         }
         for part in at..at + buffers {
-            ring.retire(part, ring.used(part).id);
+            retire(ring, part);
         }
         at += buffers;
     }
@@ -98,14 +98,21 @@ fn take<Q: Ring, R>(
     at: u16,
     header: u32,
 ) -> Option<Frame> {
-    let used = ring.used(at);
-    let address = ring.address(used.id).wrapping_sub(path.base);
+    let cursor = ring.cursor();
+    let used = cursor.used(at);
+    let address = cursor.address(used.id).wrapping_sub(path.base);
     let frame = path.collector.release(frames, address, used.len)?;
     if used.len < header {
         frames.put(frame);
         return None;
     }
     Some(frame)
+}
+
+#[inline(always)]
+fn retire<Q: Ring>(ring: &Q, at: u16) {
+    let cursor = ring.cursor();
+    cursor.retire(at, cursor.used(at).id);
 }
 
 #[inline(always)]

@@ -22,28 +22,40 @@ pub(super) struct Used {
     pub(super) len: u32,
 }
 
+/// The entries of a ring from its positions on, by value: what loops need stays in registers.
+pub(super) trait Cursor: Copy {
+    /// The `n`th of those that [`Ring::ready`] has counted.
+    fn used(self, n: u16) -> Used;
+    /// The `n`th of those that were ready leaves this id free; modulo the size.
+    fn retire(self, n: u16, id: u32);
+    /// The id of the `n`th free entry.
+    fn id(self, n: u16) -> u16;
+    /// Writes the `n`th free entry: a buffer to receive into, of the length that the ring was made with.
+    fn write_buffer(self, n: u16, address: u64);
+    /// Writes the `n`th free entry: a packet to send.
+    fn write_packet(self, n: u16, address: u64, len: u32);
+    /// Writes the `n`th free entry: a table of `segments` descriptors.
+    fn write_table(self, n: u16, address: u64, segments: u16);
+    /// The address that was written for an id; modulo the size.
+    fn address(self, id: u32) -> u64;
+    /// How many descriptors the table of an id has; 0 when it has none.
+    fn segments(self, id: u32) -> u16;
+}
+
 /// One virtqueue as the driver sees it.
 pub(super) trait Ring: Send + std::fmt::Debug + 'static {
+    /// Its entries.
+    type Cursor<'a>: Cursor;
+    /// The entries, until positions change.
+    fn cursor(&self) -> Self::Cursor<'_>;
     /// Entries.
     fn size(&self) -> u16;
     /// Entries that the device is done with, at most `want`.
     fn ready(&mut self, want: u16) -> u16;
-    /// The `n`th of those that [`Ring::ready`] has counted.
-    fn used(&self, n: u16) -> Used;
-    /// The `n`th of those that were ready leaves this id free; modulo the size.
-    fn retire(&self, n: u16, id: u32);
     /// Gives the first `n` of those that were ready back to the driver.
     fn consume(&mut self, n: u16);
     /// Entries that can be written.
     fn free(&self) -> u16;
-    /// The id of the `n`th free entry.
-    fn id(&self, n: u16) -> u16;
-    /// Writes the `n`th free entry: a buffer to receive into, of the length that the ring was made with.
-    fn write_buffer(&mut self, n: u16, address: u64);
-    /// Writes the `n`th free entry: a packet to send.
-    fn write_packet(&mut self, n: u16, address: u64, len: u32);
-    /// Writes the `n`th free entry: a table of `segments` descriptors.
-    fn write_table(&mut self, n: u16, address: u64, segments: u16);
     /// The second word of the `n`th descriptor of a table.
     fn link(len: u32, n: u16, last: bool) -> u64;
     /// Position of the first free entry, for the journal.
@@ -52,10 +64,6 @@ pub(super) trait Ring: Send + std::fmt::Debug + 'static {
     fn publish(&mut self, n: u16);
     /// After [`Ring::publish`]: does the device want to hear of the last `n` entries?
     fn wants_doorbell(&self, n: u16) -> bool;
-    /// The address that was written for an id; modulo the size.
-    fn address(&self, id: u32) -> u64;
-    /// How many descriptors the table of an id has; 0 when it has none.
-    fn segments(&self, id: u32) -> u16;
     /// Writes and shows an entry of two buffers, for a control queue: address, length and flags of each. There is
     /// never more than one in such a ring.
     fn publish_pair(&mut self, first: (u64, u32, u16), second: (u64, u32, u16));

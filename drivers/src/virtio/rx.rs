@@ -11,11 +11,11 @@
 
 use super::parse::{self, Parse};
 use super::queue::{AnyRing, End, Parked, Path, WORK, with_ring};
-use super::ring::Ring;
+use super::ring::{Cursor, Ring};
 use super::transport::Doorbell;
 use crate::pci::Registers;
 use crate::port::RxQueue;
-use isoplane_memory::{BATCH, Batch, FrameCache, Survey};
+use isoplane_memory::{Batch, FrameCache, Survey};
 
 /// The receiving half of a virtio-net queue.
 #[derive(Debug)]
@@ -60,7 +60,7 @@ impl<R: Registers + Clone> VirtioRx<R> {
             for (n, address) in (0..).zip(&drawn) {
                 let chunk = (address >> pool.chunk_shift()) as u32;
                 let start = address + u64::from(pool.start_offset(chunk));
-                ring.write_buffer(n, path.base + start - u64::from(rules.lead));
+                ring.cursor().write_buffer(n, path.base + start - u64::from(rules.lead));
             }
             ring.publish(drawn.len() as u16);
             drawn.len()
@@ -93,24 +93,21 @@ fn receive_plain<Q: Ring, R: Registers>(
     frames: &FrameCache,
     batch: &mut Batch,
 ) -> usize {
-    let before = batch.len();
     let ready = ring.ready(batch.room() as u16);
-    for n in 0..ready {
-        let used = ring.used(n);
-        let header = ring.address(used.id).wrapping_sub(path.base);
-        let address = header.wrapping_add(path.header.into());
+    if ready == 0 {
+        return 0;
+    }
+    let before = batch.len();
+    let (cursor, header) = (ring.cursor(), path.header);
+    let shift = path.base.wrapping_sub(header.into());
+    let lies = path.collector.release_each(frames, batch, ready.into(), |n| {
+        let used = cursor.used(n as u16);
+        cursor.retire(n as u16, used.id);
         // One that is shorter than a header becomes one that is longer than a chunk.
-        let len = used.len.wrapping_sub(path.header);
-        match path.collector.release(frames, address, len) {
-            // There is room for all that are ready.
-            Some(frame) => drop(batch.push(frame)),
-            None => path.bad += 1,
-        }
-        ring.retire(n, used.id);
-    }
-    if ready != 0 {
-        ring.consume(ready);
-    }
+        (cursor.address(used.id).wrapping_sub(shift), used.len.wrapping_sub(header))
+    });
+    path.bad += lies as u64;
+    ring.consume(ready);
     batch.len() - before
 }
 
@@ -121,35 +118,12 @@ fn refill<Q: Ring, R: Registers>(ring: &mut Q, path: &Path<R>, rules: RxRules, f
     if want < rules.refill {
         return;
     }
-    let mut want = want.min(WORK);
-    let mut batch = Batch::new();
-    let lead = u64::from(rules.lead);
-    let mut given = 0;
-    while want != 0 {
-        let got = frames.get_batch(&mut batch, usize::from(want).min(BATCH), 0) as u16;
-        let mut written = 0;
-        for frame in batch.iter() {
-            let Some(address) = path.lender.address(frame) else { break };
-            ring.write_buffer(written, path.base + address - lead);
-            written += 1;
-        }
-        path.lender.journal(ring.position(), written.into());
-        for frame in batch.drain().take(written.into()) {
-            // Of this pool: it has an address.
-            let _ = path.lender.commit(frame);
-        }
-        if written != 0 {
-            ring.publish(written);
-        }
-        given += written;
-        want -= written;
-        if written == 0 || written != got {
-            // No frames left, or a cache of another pool, which wiring forbids.
-            frames.put_batch(&mut batch);
-            break;
-        }
-    }
+    let (cursor, shift) = (ring.cursor(), path.base.wrapping_sub(rules.lead.into()));
+    let given = path.lender.lend_free(frames, want.min(WORK).into(), ring.position(), |n, address| {
+        cursor.write_buffer(n as u16, shift.wrapping_add(address));
+    }) as u16;
     if given != 0 {
+        ring.publish(given);
         path.notify(ring, given);
     }
 }
@@ -176,7 +150,7 @@ impl<R: Registers> RxQueue for VirtioRx<R> {
 
     fn survey(&mut self, survey: &mut Survey) {
         if let Some(RxLive { ring, path, .. }) = &mut self.live {
-            with_ring!(ring, ring => path.survey(ring, survey, |ring, id, see| see(ring.address(id.into()))));
+            with_ring!(ring, ring => path.survey(ring, survey, |ring, id, see| see(ring.cursor().address(id.into()))));
         }
     }
 

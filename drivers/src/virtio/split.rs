@@ -10,9 +10,9 @@
 //! all do, no entry of it is ever written again: the id that an entry gets back is the one that it had.
 
 use super::layout::{DESCRIPTOR_BYTES, INDIRECT, NEXT, WRITE, split};
-use super::ring::{Left, Ring, SHARED_BYTES, Shared, Used, Word};
+use super::ring::{Cursor, Left, Ring, SHARED_BYTES, Shared, Used, Word};
 use super::transport::RingPlaces;
-use crate::pci::{DmaMemory, DmaSlice, SliceError};
+use crate::pci::{DmaMemory, DmaSlice, SliceError, Wrapped};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 
@@ -115,14 +115,6 @@ impl Split {
         }
     }
 
-    #[inline(always)]
-    fn write(&mut self, n: u16, address: u64, len: u32, flags: u16) {
-        let at = usize::from(self.id(n)) * 2;
-        self.descriptors.wrapped(at).store(address, Ordering::Relaxed);
-        let rest = u64::from(len) | u64::from(flags) << 32;
-        self.descriptors.wrapped(at + 1).store(rest, Ordering::Relaxed);
-    }
-
     /// Forgets its positions.
     #[cfg(test)]
     pub(super) fn forget(&mut self) {
@@ -138,7 +130,96 @@ impl Split {
     }
 }
 
+/// See [`Cursor`].
+#[derive(Clone, Copy)]
+pub(super) struct SplitCursor<'a> {
+    descriptors: Wrapped<'a, AtomicU64>,
+    ids: Wrapped<'a, AtomicU16>,
+    used: Wrapped<'a, AtomicU32>,
+    taken: u32,
+    posted: u32,
+    mask: u32,
+}
+
+impl SplitCursor<'_> {
+    #[inline(always)]
+    fn write(self, n: u16, address: u64, len: u32, flags: u16) {
+        let at = usize::from(self.id(n)) * 2;
+        self.descriptors.at(at).store(address, Ordering::Relaxed);
+        let rest = u64::from(len) | u64::from(flags) << 32;
+        self.descriptors.at(at + 1).store(rest, Ordering::Relaxed);
+    }
+}
+
+impl Cursor for SplitCursor<'_> {
+    #[inline(always)]
+    fn used(self, n: u16) -> Used {
+        let at = self.taken.wrapping_add(n.into()) as usize * 2;
+        Used {
+            id: self.used.at(at).load(Ordering::Relaxed),
+            len: self.used.at(at + 1).load(Ordering::Relaxed),
+        }
+    }
+
+    #[inline(always)]
+    fn retire(self, n: u16, id: u32) {
+        let entry = self.ids.at(self.taken.wrapping_add(n.into()) as usize);
+        let id = (id & self.mask) as u16;
+        // A line that is only read stays with both sides.
+        if entry.load(Ordering::Relaxed) != id {
+            entry.store(id, Ordering::Relaxed);
+        }
+    }
+
+    #[inline(always)]
+    fn id(self, n: u16) -> u16 {
+        let entry = self.ids.at(self.posted.wrapping_add(n.into()) as usize);
+        entry.load(Ordering::Relaxed) & self.mask as u16
+    }
+
+    #[inline(always)]
+    fn write_buffer(self, n: u16, address: u64) {
+        // Length and flags are there since the ring was made.
+        self.descriptors.at(usize::from(self.id(n)) * 2).store(address, Ordering::Relaxed);
+    }
+
+    #[inline(always)]
+    fn write_packet(self, n: u16, address: u64, len: u32) {
+        self.write(n, address, len, 0);
+    }
+
+    fn write_table(self, n: u16, address: u64, segments: u16) {
+        self.write(n, address, u32::from(segments) * DESCRIPTOR_BYTES as u32, INDIRECT);
+    }
+
+    #[inline(always)]
+    fn address(self, id: u32) -> u64 {
+        self.descriptors.at(id as usize * 2).load(Ordering::Relaxed)
+    }
+
+    #[inline(always)]
+    fn segments(self, id: u32) -> u16 {
+        let rest = self.descriptors.at(id as usize * 2 + 1).load(Ordering::Relaxed);
+        let table = (rest >> 32) as u16 & INDIRECT != 0;
+        if table { (rest as u32 / DESCRIPTOR_BYTES as u32) as u16 } else { 0 }
+    }
+}
+
 impl Ring for Split {
+    type Cursor<'a> = SplitCursor<'a>;
+
+    #[inline(always)]
+    fn cursor(&self) -> SplitCursor<'_> {
+        SplitCursor {
+            descriptors: self.descriptors.by_value(),
+            ids: self.ids.by_value(),
+            used: self.used.by_value(),
+            taken: self.taken,
+            posted: self.posted,
+            mask: self.mask,
+        }
+    }
+
     fn size(&self) -> u16 {
         (self.mask + 1) as u16
     }
@@ -156,25 +237,6 @@ impl Ring for Split {
     }
 
     #[inline(always)]
-    fn used(&self, n: u16) -> Used {
-        let at = self.taken.wrapping_add(n.into()) as usize * 2;
-        Used {
-            id: self.used.wrapped(at).load(Ordering::Relaxed),
-            len: self.used.wrapped(at + 1).load(Ordering::Relaxed),
-        }
-    }
-
-    #[inline(always)]
-    fn retire(&self, n: u16, id: u32) {
-        let entry = self.ids.wrapped(self.taken.wrapping_add(n.into()) as usize);
-        let id = (id & self.mask) as u16;
-        // A line that is only read stays with both sides.
-        if entry.load(Ordering::Relaxed) != id {
-            entry.store(id, Ordering::Relaxed);
-        }
-    }
-
-    #[inline(always)]
     fn consume(&mut self, n: u16) {
         self.taken = self.taken.wrapping_add(n.into());
         self.shared.set(Word::Taken, self.taken.into());
@@ -183,27 +245,6 @@ impl Ring for Split {
     #[inline(always)]
     fn free(&self) -> u16 {
         (self.mask + 1 - self.posted.wrapping_sub(self.taken)) as u16
-    }
-
-    #[inline(always)]
-    fn id(&self, n: u16) -> u16 {
-        let entry = self.ids.wrapped(self.posted.wrapping_add(n.into()) as usize);
-        entry.load(Ordering::Relaxed) & self.mask as u16
-    }
-
-    #[inline(always)]
-    fn write_buffer(&mut self, n: u16, address: u64) {
-        // Length and flags are there since the ring was made.
-        self.descriptors.wrapped(usize::from(self.id(n)) * 2).store(address, Ordering::Relaxed);
-    }
-
-    #[inline(always)]
-    fn write_packet(&mut self, n: u16, address: u64, len: u32) {
-        self.write(n, address, len, 0);
-    }
-
-    fn write_table(&mut self, n: u16, address: u64, segments: u16) {
-        self.write(n, address, u32::from(segments) * DESCRIPTOR_BYTES as u32, INDIRECT);
     }
 
     fn link(len: u32, n: u16, last: bool) -> u64 {
@@ -235,24 +276,13 @@ impl Ring for Split {
         }
     }
 
-    #[inline(always)]
-    fn address(&self, id: u32) -> u64 {
-        self.descriptors.wrapped(id as usize * 2).load(Ordering::Relaxed)
-    }
-
-    #[inline(always)]
-    fn segments(&self, id: u32) -> u16 {
-        let rest = self.descriptors.wrapped(id as usize * 2 + 1).load(Ordering::Relaxed);
-        let table = (rest >> 32) as u16 & INDIRECT != 0;
-        if table { (rest as u32 / DESCRIPTOR_BYTES as u32) as u16 } else { 0 }
-    }
-
     fn publish_pair(&mut self, first: (u64, u32, u16), second: (u64, u32, u16)) {
         // The second borrows an id that is free and stays on the list.
-        for (n, (address, len, flags), link) in [(1, second, 0), (0, first, self.id(1))] {
+        let cursor = self.cursor();
+        for (n, (address, len, flags), link) in [(1, second, 0), (0, first, cursor.id(1))] {
             let more = if n == 0 { NEXT } else { 0 };
-            self.write(n, address, len, flags | more);
-            let rest = self.descriptors.wrapped(usize::from(self.id(n)) * 2 + 1);
+            cursor.write(n, address, len, flags | more);
+            let rest = self.descriptors.wrapped(usize::from(cursor.id(n)) * 2 + 1);
             rest.store(rest.load(Ordering::Relaxed) | u64::from(link) << 48, Ordering::Relaxed);
         }
         self.publish(1);
@@ -261,7 +291,8 @@ impl Ring for Split {
     fn take_pair(&mut self) -> bool {
         let done = self.ready(1) == 1;
         if done {
-            self.retire(0, self.used(0).id);
+            let cursor = self.cursor();
+            cursor.retire(0, cursor.used(0).id);
             self.consume(1);
         }
         done
@@ -280,7 +311,7 @@ impl Ring for Split {
         self.posted = self.taken.wrapping_add(outstanding);
         let free = usize::from(self.free());
         let mut out = vec![true; usize::from(self.size())];
-        let free_ids: Vec<u16> = (0..free as u16).map(|n| self.id(n)).collect();
+        let free_ids: Vec<u16> = (0..free as u16).map(|n| self.cursor().id(n)).collect();
         for id in &free_ids {
             out[usize::from(*id)] = false;
         }

@@ -6,7 +6,7 @@
 
 use super::layout::header;
 use super::queue::{AnyRing, End, Parked, Path, WORK, with_ring};
-use super::ring::{Ring, Word};
+use super::ring::{Cursor, Ring, Word};
 use crate::pci::{DmaSlice, Registers};
 use crate::port::TxQueue;
 use isoplane_memory::{Batch, Frame, FrameCache, FrameFlags, Pool, Survey};
@@ -94,40 +94,21 @@ fn send_plain<const H: usize, Q: Ring, R: Registers>(
     rules: TxRules,
     batch: &mut Batch,
 ) -> u16 {
-    let free = usize::from(ring.free());
-    let mut written: u16 = 0;
-    for frame in batch.iter_mut().take(free) {
+    let (cursor, base) = (ring.cursor(), path.base);
+    let written = path.lender.head_each(batch, ring.free().into(), &[0; H], |n, frame, address| {
         let len = u32::from(frame.len());
         // An empty one is longer than all.
-        let odd = frame.flags().intersects(ODD) || len.wrapping_sub(1) >= rules.longest;
-        if odd || !path.lender.pool().prepend(frame, &[0; H]) {
-            break;
+        let plain = !frame.flags().intersects(ODD) && len.wrapping_sub(1) < rules.longest;
+        if plain {
+            cursor.write_packet(n as u16, base + address, len + H as u32);
         }
-        let Some(address) = path.lender.address(frame) else { break };
-        ring.write_packet(written, path.base + address - H as u64, len + H as u32);
-        written += 1;
-    }
+        plain
+    });
     if written != 0 {
-        commit(ring, path, batch, written.into(), written);
+        path.lender.lend_front(batch, written, ring.position(), written as u32);
+        ring.publish(written as u16);
     }
-    written
-}
-
-/// Puts the first `frames` of a batch, which are in the next `entries`, into custody and shows them.
-#[inline(always)]
-fn commit<Q: Ring, R: Registers>(
-    ring: &mut Q,
-    path: &Path<R>,
-    batch: &mut Batch,
-    frames: usize,
-    entries: u16,
-) {
-    path.lender.journal(ring.position(), entries.into());
-    for frame in batch.drain().take(frames) {
-        // Of this pool: it has an address.
-        let _ = path.lender.commit(frame);
-    }
-    ring.publish(entries);
+    written as u16
 }
 
 /// What became of the first packet of a batch.
@@ -176,7 +157,8 @@ fn send_odd<Q: Ring, R: Registers>(
     if !put {
         return Sent::Never(frames);
     }
-    let id = usize::from(ring.id(0));
+    let cursor = ring.cursor();
+    let id = usize::from(cursor.id(0));
     let mut whole = (0, 0);
     for (n, frame) in packet.iter().enumerate() {
         let before = if n == 0 { path.header } else { 0 };
@@ -194,11 +176,12 @@ fn send_odd<Q: Ring, R: Registers>(
     match tables.filter(|_| frames > 1) {
         Some(tables) => {
             let at = tables.iova() + (id * SEGMENTS * 16) as u64;
-            ring.write_table(0, at, frames as u16);
+            cursor.write_table(0, at, frames as u16);
         }
-        None => ring.write_packet(0, whole.0, whole.1),
+        None => cursor.write_packet(0, whole.0, whole.1),
     }
-    commit(ring, path, batch, frames, 1);
+    path.lender.lend_front(batch, frames, ring.position(), 1);
+    ring.publish(1);
     Sent::Frames(frames)
 }
 
@@ -240,7 +223,7 @@ fn put_header<const H: usize>(pool: &Pool, frame: &mut Frame, header: &[u8; H]) 
 
 /// Shows every address that an id stands for.
 fn addresses<Q: Ring>(ring: &Q, tables: Option<&DmaSlice<AtomicU64>>, id: u32, see: &mut dyn FnMut(u64)) {
-    let segments = usize::from(ring.segments(id)).min(SEGMENTS);
+    let segments = usize::from(ring.cursor().segments(id)).min(SEGMENTS);
     match tables.filter(|_| segments != 0) {
         Some(tables) => {
             let first = (id as usize & (usize::from(ring.size()) - 1)) * SEGMENTS;
@@ -248,7 +231,7 @@ fn addresses<Q: Ring>(ring: &Q, tables: Option<&DmaSlice<AtomicU64>>, id: u32, s
                 see(tables.wrapped(n * 2).load(Ordering::Relaxed));
             }
         }
-        None => see(ring.address(id)),
+        None => see(ring.cursor().address(id)),
     }
 }
 
@@ -261,38 +244,36 @@ fn collect<Q: Ring, R: Registers>(
     frames: &mut FrameCache,
 ) -> usize {
     let ready = ring.ready(WORK);
-    let mut got = 0;
-    for n in 0..ready {
-        let id = ring.used(n).id;
-        if tables.is_some() && ring.segments(id) != 0 {
-            got += collect_table(ring, path, tables, id, frames);
-        } else {
-            let address = ring.address(id).wrapping_sub(path.base);
-            match path.collector.release_empty(frames, address) {
-                Some(frame) => {
-                    frames.put(frame);
-                    got += 1;
-                }
-                None => path.bad += 1,
-            }
+    if ready == 0 {
+        return 0;
+    }
+    let got = match tables {
+        None => {
+            let (cursor, base) = (ring.cursor(), path.base);
+            let got = path.collector.collect_each(frames, ready.into(), |n| {
+                let id = cursor.used(n as u16).id;
+                cursor.retire(n as u16, id);
+                cursor.address(id).wrapping_sub(base)
+            });
+            path.bad += u64::from(ready) - got as u64;
+            got
         }
-        ring.retire(n, id);
-    }
-    if ready != 0 {
-        ring.consume(ready);
-    }
+        Some(_) => (0..ready).map(|n| collect_one(ring, path, tables, n, frames)).sum(),
+    };
+    ring.consume(ready);
     got
 }
 
-#[cold]
-#[inline(never)]
-fn collect_table<Q: Ring, R: Registers>(
+/// Takes one entry back, which may stand for several frames.
+#[inline(always)]
+fn collect_one<Q: Ring, R: Registers>(
     ring: &Q,
     path: &mut Path<R>,
     tables: Option<&DmaSlice<AtomicU64>>,
-    id: u32,
+    n: u16,
     frames: &mut FrameCache,
 ) -> usize {
+    let id = ring.cursor().used(n).id;
     let mut got = 0;
     addresses(ring, tables, id, &mut |address| match path
         .collector
@@ -304,6 +285,7 @@ fn collect_table<Q: Ring, R: Registers>(
         }
         None => path.bad += 1,
     });
+    ring.cursor().retire(n, id);
     got
 }
 

@@ -1,9 +1,17 @@
-//! Headers of a device's own before packets, in place.
+//! What drivers reach of a pool in their hot paths: owner bytes, and headers before packets, in place.
 
 use super::{META_BYTES, Pool};
 use crate::frame::Frame;
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU8;
 
 impl Pool {
+    /// The owner bytes, one a chunk.
+    #[inline(always)]
+    pub(crate) const fn owners(&self) -> NonNull<AtomicU8> {
+        self.owners
+    }
+
     /// Writes `header` right before the packet; the frame stays as it is. False, and nothing written, when the
     /// frame has no room there (the metadata is kept) or is of another pool.
     #[inline(always)]
