@@ -19,7 +19,10 @@ fn all_devices_are_listed() {
     }
     let all = Host::default().devices();
     let of = |kind| all.iter().filter(|device| device.kind == Some(kind)).count();
-    assert_eq!((of(Kind::VirtioNet), of(Kind::E1000e)), (6, 4));
+    // Those with several queues may not be there.
+    let virtio = of(Kind::VirtioNet);
+    assert!(virtio == 6 || virtio == 8, "{virtio}");
+    assert_eq!(of(Kind::E1000e), 4);
     let first = nics::address("e1000e0");
     let nic = all.iter().find(|device| device.address == first).expect("listed");
     assert_eq!((nic.vendor, nic.device, nic.is_network()), (0x8086, 0x10d3, true));

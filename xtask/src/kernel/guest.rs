@@ -5,6 +5,7 @@
 
 use super::tools::in_path;
 use super::{console, nics};
+use nics::Taps;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -208,8 +209,12 @@ impl Machine {
             return Err("qemu-system-x86_64 is not in PATH".into());
         }
         // Should we be killed, so is it.
-        let mut qemu = Command::new("setpriv");
-        qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
+        let taps = if self.nics { Taps::here() } else { Taps::None };
+        let mut qemu = taps.command("qemu-system-x86_64").unwrap_or_else(|| {
+            let mut plain = Command::new("setpriv");
+            plain.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
+            plain
+        });
         qemu.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
         qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-m", "3G", "-smp", &self.cpus.to_string()]);
         // Remapped interrupts and an IOMMU: VFIO works in there.
@@ -237,7 +242,7 @@ impl Machine {
         qemu.arg("-chardev").arg(console).args(["-serial", "chardev:console"]);
         qemu.args(["-device", "virtio-serial-pci"]);
         if self.nics {
-            qemu.args(nics::arguments(&escaped(&nics::socket(share))));
+            qemu.args(nics::arguments(&escaped(&nics::socket(share)), taps));
         }
         qemu.args(&self.qemu);
         Ok(qemu)
