@@ -41,6 +41,11 @@ pub(crate) fn stale_breakpoint(console: &str) -> bool {
     before.is_some_and(|byte| byte.len() == 2 && byte != "cc")
 }
 
+/// Did init give up because the emulator was too slow for the kernel to find out how fast its local timer is?
+pub(crate) fn timer_not_calibrated(console: &str) -> bool {
+    console.contains("guest init: the local timer was not calibrated")
+}
+
 /// The end of the console, or why there is none.
 pub(crate) fn end(console: &str) -> String {
     match tail(console, 40) {

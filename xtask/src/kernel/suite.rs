@@ -5,7 +5,7 @@
 //! that dies, hangs or whose kernel complains fails the suite, and the console says why.
 
 use super::console;
-use super::guest::{End, Job, Machine};
+use super::guest::{End, Job, Machine, Outcome};
 use super::recipe::KSELFTESTS;
 use super::tap::{self, Elsewhere};
 use crate::report::{self, Tally};
@@ -208,17 +208,10 @@ impl Session<'_> {
         let mut progress = Progress { programs, current: None, done: 0, session: self };
         let outcome = machine.run(&job, |line| progress.line(line))?;
         let (done, current) = (progress.done, progress.current.take());
-        let dead = matches!(outcome.end, End::Died(_));
-        if dead
-            && outcome.booted.is_some()
-            && console::stale_breakpoint(&outcome.console)
-            && self.spoilt < SPOILT
-        {
+        if let Some(how) = spoilt(&outcome).filter(|_| self.spoilt < SPOILT) {
             self.spoilt += 1;
             let name = current.as_ref().map_or("no test in particular", |_| programs[done].name.as_str());
-            println!(
-                "{name}: QEMU ran a breakpoint that was no longer there, and the guest died of it: once more"
-            );
+            println!("{name}: {how}: once more");
             return Ok(done);
         }
         let status = match outcome.end {
@@ -241,6 +234,19 @@ impl Session<'_> {
         // The program that was running when the guest died is not tried again.
         Ok(programs.len().min(done + 1))
     }
+}
+
+/// What the emulator did to a guest that died, if it was the emulator.
+fn spoilt(outcome: &Outcome) -> Option<&'static str> {
+    if !matches!(outcome.end, End::Died(_)) {
+        return None;
+    }
+    if outcome.booted.is_none() {
+        return console::timer_not_calibrated(&outcome.console)
+            .then_some("QEMU was too slow for the guest to calibrate its timer");
+    }
+    console::stale_breakpoint(&outcome.console)
+        .then_some("QEMU ran a breakpoint that was no longer there, and the guest died of it")
 }
 
 /// Whether a filter picks this name; all do when there is none.
