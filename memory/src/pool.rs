@@ -20,6 +20,7 @@ mod config;
 mod prepend;
 
 pub use config::{PoolConfig, PoolError};
+pub use prepend::Addresses;
 
 use crate::batch::Batch;
 use crate::cache::FrameCache;
