@@ -7,10 +7,10 @@
 
 use super::chip::Chip;
 use super::stats::E1000eStatistics;
-use crate::pci::{Function, Registers};
+use crate::pci::{DmaMemory, Function, Registers};
 use isoplane_memory::{Collector, Lender, custody};
 use nix::unistd::{Pid, getpid};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What a half tells when it ends.
 pub(super) trait Holder: Send + Sync + std::fmt::Debug {
@@ -39,6 +39,8 @@ struct State {
     /// The device does no DMA any more.
     quiet: bool,
     parked: Vec<(Lender, Collector)>,
+    /// Rings. The device reaches those of stopped queues, too, until it is quiet.
+    memory: Vec<Arc<dyn DmaMemory>>,
     totals: E1000eStatistics,
 }
 
@@ -62,6 +64,11 @@ impl<F: Function> Device<F> {
     /// Is this the process that opened the port?
     pub(super) fn is_ours(&self) -> bool {
         getpid() == self.opener
+    }
+
+    /// Keeps rings as long as the device may reach them.
+    pub(super) fn keep(&self, memory: &Arc<dyn DmaMemory>) {
+        locked(&self.state).memory.push(Arc::clone(memory));
     }
 
     /// The statistics registers, read and so cleared, with what was read before.
@@ -135,6 +142,10 @@ impl<F: Function> Drop for Device<F> {
         // Halves that were dropped and not closed keep their frames in custody; the device must end anyway.
         let mut state = std::mem::take(self.state.get_mut().unwrap_or_else(PoisonError::into_inner));
         self.quiesce(&mut state);
+        if !state.quiet {
+            // The device, or the process that opened it, goes on with them.
+            std::mem::forget(state.memory);
+        }
     }
 }
 

@@ -216,6 +216,7 @@ fn open_queue<F: Function + 'static>(
     let name = format!("isoplane.e1000e.{}.{queue}", chip.address);
     let memory = function.dma(&name, bytes).map_err(dma("memory for rings"))?;
     drop(function);
+    device.keep(&memory);
     let memory = QueueMemory::new(memory, config.rx_ring, config.tx_ring);
     let parts = || Ok((memory.rx()?, memory.tx()?, memory.places()?));
     let handover = || memory.handover().map_err(|e| dma("laying out rings")(e.into()));

@@ -252,6 +252,7 @@ fn a_stopped_queue_keeps_its_frames_until_the_device_can_reach_none() {
     let free = pair.pool.in_depot();
     assert_eq!(second.close(), 0, "the device still has its descriptors");
     assert_eq!(pair.pool.in_depot(), free);
+    assert_eq!(pair.cards[1].bus().live(), 2, "nor do its rings go away under it");
     pair.send(0, &vec![make(1, 100); 20]);
     assert_eq!(pair.received(0).len(), 20, "the other queue goes on");
     let first = pair.queues[1].pop().unwrap();
