@@ -242,6 +242,7 @@ fn open_queue<F: Function + 'static>(
         tail: rx(queue, TAIL),
         iova,
         mode: rx_mode(config),
+        room: room(pool).min(u16::MAX.into()) as u16,
         lender: rx_custody.0,
         collector: rx_custody.1,
         next: 0,

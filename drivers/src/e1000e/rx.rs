@@ -1,13 +1,13 @@
 //! The receiving half: descriptors with free chunks out, packets in.
 //!
-//! Contract: no system call, allocation, lock, panic or log. A call looks at as many descriptors as the batch has
+//! Contract: no system call, allocation, lock, panic or log. A call takes as many packets as the batch has
 //! room for, gives the device at most two batches of chunks, and writes the tail register at most once. Lines
 //! that it touches: one of the ring for four packets and one of `places` for eight, the chunk's owner byte,
-//! and nothing of the packet. A descriptor is read once with acquire: what the device wrote before it
-//! (the packet) is seen. What it says is checked against the pool; a lie costs the frames that it names.
+//! and nothing of the packet. That a descriptor is done is read with acquire: what the device wrote
+//! before it (the packet) is seen. What it says is checked against the pool; a lie costs the frames that it names.
 
 use super::device::Holder;
-use super::layout::{Extended, Legacy, RxFormat};
+use super::layout::{Descriptor, Extended, Legacy, RxFormat};
 use super::rings::{Handover, Ring, Word, runs};
 use crate::pci::{DmaSlice, Registers};
 use crate::port::RxQueue;
@@ -50,6 +50,8 @@ pub(super) struct RxLive<R> {
     /// Where the device finds byte 0 of chunk 0.
     pub(super) iova: u64,
     pub(super) mode: RxMode,
+    /// Bytes that there are behind a packet's start in any chunk.
+    pub(super) room: u16,
     pub(super) lender: Lender,
     pub(super) collector: Collector,
     /// Next descriptor to look at.
@@ -72,11 +74,15 @@ impl<R: Registers> RxLive<R> {
     fn take<D: RxFormat, const HASH: bool>(&mut self, frames: &mut FrameCache, batch: &mut Batch) -> usize {
         let before = batch.len();
         let first = self.next;
-        loop {
+        while self.is_done::<D>() {
             let room = (self.posted.wrapping_sub(self.next) as usize).min(batch.room());
             let taken = self.plain::<D, HASH>(frames, batch, room);
             self.next = self.next.wrapping_add(taken as u32);
             if taken == room {
+                break;
+            }
+            // Not there yet. Never look again: a device that takes back what it says could go on for ever.
+            if !self.is_done::<D>() {
                 break;
             }
             match self.odd::<D>(frames, batch) {
@@ -90,6 +96,12 @@ impl<R: Registers> RxLive<R> {
         batch.len() - before
     }
 
+    /// Is the device done with the next descriptor? Not if none is posted: it would be an old one.
+    #[inline(always)]
+    fn is_done<D: RxFormat>(&self) -> bool {
+        self.next != self.posted && self.ring.at(self.next)[1].load(Ordering::Acquire) & D::DONE != 0
+    }
+
     /// Takes packets that lie in one descriptor each and are as they should be; says how many descriptors.
     #[inline(always)]
     fn plain<D: RxFormat, const HASH: bool>(
@@ -98,30 +110,32 @@ impl<R: Registers> RxLive<R> {
         batch: &mut Batch,
         n: usize,
     ) -> usize {
-        let whole = D::DONE | D::END;
         let places = runs(&self.places, self.next, n);
         let mut taken = 0;
         for (descriptors, places) in self.ring.runs(self.next, n).into_iter().zip(places) {
-            for (descriptor, place) in descriptors.iter().zip(places) {
-                let word = descriptor[1].load(Ordering::Acquire);
-                if word & (whole | D::DAMAGED) != whole {
-                    return taken;
-                }
-                taken += 1;
-                let place = place.load(Ordering::Relaxed);
-                match self.collector.release(frames, place, D::len(word).into()) {
-                    Some(mut frame) => {
-                        frame.set_flags(checked::<D>(word));
-                        if HASH {
-                            note_hash(frames, &mut frame, descriptor[0].load(Ordering::Relaxed));
-                        }
-                        // `n` is at most the room, so a push always succeeds.
-                        if let Err(frame) = batch.push(frame) {
-                            frames.put(frame);
-                        }
+            if descriptors.is_empty() {
+                break;
+            }
+            let ready = ready::<D>(descriptors, self.room);
+            let (done, before) = (&descriptors[..ready], batch.len());
+            let places = &places[..ready.min(places.len())];
+            let lies = self.collector.release_each(frames, batch, places.len(), |n| {
+                let len = D::len(done[n][1].load(Ordering::Relaxed));
+                (places[n].load(Ordering::Relaxed), len.into())
+            });
+            taken += ready;
+            if lies == 0 {
+                for (frame, descriptor) in batch.as_mut_slice()[before..].iter_mut().zip(done) {
+                    frame.set_flags(checked::<D>(descriptor[1].load(Ordering::Relaxed)));
+                    if HASH {
+                        note_hash(frames, frame, descriptor[0].load(Ordering::Relaxed));
                     }
-                    None => give_up(&self.collector, frames, place, &mut self.bad),
                 }
+            }
+            // Else it is not known which descriptor a frame came from; what the device says of it is not worth much.
+            self.bad += lies as u64;
+            if ready != descriptors.len() {
+                break;
             }
         }
         taken
@@ -149,17 +163,21 @@ impl<R: Registers> RxLive<R> {
         if !endless && !damaged && n as usize > batch.room() {
             return Odd::Wait;
         }
-        let start = batch.len();
+        let (start, room) = (batch.len(), u32::from(self.room));
         let mut broken = damaged || endless;
         self.bad += u64::from(broken);
         for at in 0..n {
             let position = self.next.wrapping_add(at);
             let word = self.ring.at(position)[1].load(Ordering::Acquire);
-            let place = self.place(position).load(Ordering::Relaxed);
-            match self.collector.release(frames, place, D::len(word).into()) {
+            let more = if at + 1 < n { FrameFlags::MORE } else { FrameFlags::empty() };
+            let (address, len) = (self.address(position), u32::from(D::len(word)));
+            // One that is too long is taken empty, and the packet dropped.
+            let fits = len <= room;
+            self.bad += u64::from(!fits);
+            broken |= !fits;
+            match self.collector.release(frames, address, if fits { len } else { 0 }) {
                 Some(frame) if broken => frames.put(frame),
                 Some(mut frame) => {
-                    let more = if at + 1 < n { FrameFlags::MORE } else { FrameFlags::empty() };
                     frame.set_flags(checked::<D>(word) | more);
                     // There is room for `n`.
                     if let Err(frame) = batch.push(frame) {
@@ -167,7 +185,7 @@ impl<R: Registers> RxLive<R> {
                     }
                 }
                 None => {
-                    give_up(&self.collector, frames, place, &mut self.bad);
+                    self.bad += 1;
                     broken = true;
                 }
             }
@@ -180,7 +198,11 @@ impl<R: Registers> RxLive<R> {
         Odd::Took(n)
     }
 
-    #[inline(always)]
+    /// Where the packet of a posted descriptor starts.
+    fn address(&self, position: u32) -> u64 {
+        self.place(position).load(Ordering::Relaxed)
+    }
+
     fn place(&self, position: u32) -> &AtomicU64 {
         &self.places[(position & self.ring.mask()) as usize]
     }
@@ -194,19 +216,23 @@ impl<R: Registers> RxLive<R> {
     /// Gives the device free chunks, as far as there are some.
     #[inline(always)]
     fn refill(&mut self, frames: &mut FrameCache) {
-        let mut spare = Batch::new();
-        let mut want = self.vacant().min(WORK) as usize;
-        let from = self.posted;
-        while want > 0 {
-            let got = frames.get_batch(&mut spare, want.min(BATCH), 0);
-            if got == 0 {
+        let want = self.vacant().min(WORK) as usize;
+        let (from, iova) = (self.posted, self.iova);
+        let places = runs(&self.places, from, want);
+        for (descriptors, places) in self.ring.runs(from, want).into_iter().zip(places) {
+            if descriptors.is_empty() {
                 break;
             }
-            let n = self.post(&mut spare);
-            want -= n;
-            if n < got {
-                // Frames of another pool: wiring forbids it.
-                frames.put_batch(&mut spare);
+            let most = descriptors.len().min(places.len());
+            let n = self.lender.lend_free(frames, most, self.posted, |n, address| {
+                let descriptor = &descriptors[n];
+                places[n].store(address, Ordering::Relaxed);
+                descriptor[0].store(iova.wrapping_add(address), Ordering::Relaxed);
+                descriptor[1].store(0, Ordering::Relaxed);
+            });
+            self.posted = self.posted.wrapping_add(n as u32);
+            self.handover.set(Word::RxPosted, self.posted.into());
+            if n < descriptors.len() {
                 break;
             }
         }
@@ -215,49 +241,20 @@ impl<R: Registers> RxLive<R> {
         }
     }
 
-    /// Posts frames of the batch; says how many. There is room for all of them.
-    #[inline(always)]
-    fn post(&mut self, spare: &mut Batch) -> usize {
-        let places = runs(&self.places, self.posted, spare.len());
-        let mut n = 0;
-        let mut free = spare.iter();
-        'all: for (descriptors, places) in self.ring.runs(self.posted, spare.len()).into_iter().zip(places) {
-            for ((descriptor, place), frame) in descriptors.iter().zip(places).zip(free.by_ref()) {
-                let Some(address) = self.lender.address(frame) else { break 'all };
-                place.store(address, Ordering::Relaxed);
-                descriptor[0].store(self.iova.wrapping_add(address), Ordering::Relaxed);
-                descriptor[1].store(0, Ordering::Relaxed);
-                n += 1;
-            }
-        }
-        self.lender.journal(self.posted, n as u32);
-        for frame in spare.drain().take(n) {
-            // `address` has checked the pool.
-            let _ = self.lender.commit(frame);
-        }
-        self.publish(n as u32);
-        n
-    }
-
-    #[inline(always)]
-    fn publish(&mut self, n: u32) {
-        self.posted = self.posted.wrapping_add(n);
-        self.handover.set(Word::RxPosted, self.posted.into());
-    }
-
     /// Fills the ring from the pool's depot; says how many chunks that took. The device is not told.
     pub(super) fn prime(&mut self) -> usize {
         let pool = Arc::clone(self.lender.pool());
         let drawn = pool.draw(&self.lender, self.vacant() as usize);
-        for (position, chunk) in (self.posted..).zip(&drawn) {
-            let start = pool.chunk_of(*chunk).map_or(0, |chunk| pool.start_offset(chunk));
-            let address = chunk + u64::from(start);
-            self.place(position).store(address, Ordering::Relaxed);
+        for (position, address) in (self.posted..).zip(&drawn) {
+            let chunk = (address >> pool.chunk_shift()) as u32;
+            let start = address + u64::from(pool.start_offset(chunk));
+            self.place(position).store(start, Ordering::Relaxed);
             let descriptor = self.ring.at(position);
-            descriptor[0].store(self.iova.wrapping_add(address), Ordering::Relaxed);
+            descriptor[0].store(self.iova.wrapping_add(start), Ordering::Relaxed);
             descriptor[1].store(0, Ordering::Relaxed);
         }
-        self.publish(drawn.len() as u32);
+        self.posted = self.posted.wrapping_add(drawn.len() as u32);
+        self.handover.set(Word::RxPosted, self.posted.into());
         drawn.len()
     }
 
@@ -274,14 +271,12 @@ impl<R: Registers> RxLive<R> {
         let id = self.lender.id();
         let outstanding = self.posted.wrapping_sub(self.next);
         for ahead in 0..outstanding {
-            let place = self.place(self.next.wrapping_add(ahead));
-            survey.in_ring(id, place.load(Ordering::Relaxed));
+            survey.in_ring(id, self.address(self.next.wrapping_add(ahead)));
         }
         let (at, n) = self.lender.journaled();
         if at == self.posted && n <= most - outstanding {
             for ahead in 0..n {
-                let place = self.place(self.posted.wrapping_add(ahead));
-                survey.unpublished(id, place.load(Ordering::Relaxed));
+                survey.unpublished(id, self.address(self.posted.wrapping_add(ahead)));
             }
         }
         // The dead worker may not have come to it.
@@ -289,13 +284,16 @@ impl<R: Registers> RxLive<R> {
     }
 }
 
-/// The device lies about a descriptor: its chunk comes back if it is ours.
-#[cold]
-fn give_up(collector: &Collector, frames: &mut FrameCache, place: u64, bad: &mut u64) {
-    *bad += 1;
-    if let Some(frame) = collector.release_empty(frames, place) {
-        frames.put(frame);
-    }
+/// How many descriptors from the first on are received packets in one piece each, as they should be.
+#[inline(always)]
+fn ready<D: RxFormat>(descriptors: &[Descriptor], room: u16) -> usize {
+    let whole = D::DONE | D::END;
+    let odd = |descriptor: &Descriptor| {
+        // Acquire: what the device wrote before it, the packet, is seen.
+        let word = descriptor[1].load(Ordering::Acquire);
+        word & (whole | D::DAMAGED) != whole || D::len(word) > room
+    };
+    descriptors.iter().position(odd).unwrap_or(descriptors.len())
 }
 
 /// What the device says about the transport checksum.

@@ -139,17 +139,17 @@ impl Checksum {
     }
 }
 
+/// May this frame be sent as it is, a whole packet?
+#[inline(always)]
+fn is_plain(frame: &Frame, longest: u32) -> bool {
+    let len = u32::from(frame.len());
+    len.wrapping_sub(MIN_PACKET) <= longest - MIN_PACKET && !frame.flags().intersects(SPECIAL)
+}
+
 impl<R: Registers> TxLive<R> {
     #[inline(always)]
     fn vacant(&self) -> u32 {
         self.ring.most().wrapping_sub(self.posted.wrapping_sub(self.clean))
-    }
-
-    /// May this frame be sent as it is, a whole packet?
-    #[inline(always)]
-    fn is_plain(&self, frame: &Frame) -> bool {
-        let len = u32::from(frame.len());
-        len.wrapping_sub(MIN_PACKET) <= self.longest - MIN_PACKET && !frame.flags().intersects(SPECIAL)
     }
 
     /// Writes the descriptors of whole packets in single frames from the front of the batch. `None`: there is
@@ -157,14 +157,15 @@ impl<R: Registers> TxLive<R> {
     #[inline(always)]
     fn describe_plain(&self, batch: &Batch) -> Option<usize> {
         let n = batch.len().min(self.vacant() as usize);
+        let (addresses, iova, longest) = (self.lender.pool().addresses(), self.iova, self.longest);
         let mut waiting = batch.as_slice()[..n].iter();
         for run in self.ring.runs(self.posted, n) {
             for (descriptor, frame) in run.iter().zip(waiting.by_ref()) {
-                if !self.is_plain(frame) {
+                if !is_plain(frame, longest) {
                     return None;
                 }
-                let address = self.lender.address(frame)?;
-                descriptor[0].store(self.iova.wrapping_add(address), Ordering::Relaxed);
+                let address = addresses.of(frame)?;
+                descriptor[0].store(iova.wrapping_add(address), Ordering::Relaxed);
                 descriptor[1].store(u64::from(frame.len()) | TX_EOP | TX_IFCS, Ordering::Relaxed);
             }
         }
@@ -180,11 +181,8 @@ impl<R: Registers> TxLive<R> {
         let end = self.posted.wrapping_add(descriptors);
         let last = &self.ring.at(end.wrapping_sub(1))[1];
         last.store(last.load(Ordering::Relaxed) | TX_RS, Ordering::Relaxed);
-        self.lender.journal(self.posted, descriptors);
-        for frame in batch.drain().take(n) {
-            // Its address was asked for, which has checked the pool.
-            let _ = self.lender.commit(frame);
-        }
+        // All of them: their addresses were asked for, which has checked the pool.
+        self.lender.lend_front(batch, n, self.posted, descriptors);
         self.posted = end;
         self.handover.set(Word::TxPosted, end.into());
         self.marks.push(end);
@@ -252,24 +250,25 @@ impl<R: Registers> TxLive<R> {
             }
             self.marks.pop();
             let n = end.wrapping_sub(self.clean) as usize;
-            let with_contexts = self.contexts != 0;
-            let mut contexts = 0;
-            for descriptor in self.ring.runs(self.clean, n).into_iter().flatten() {
-                if with_contexts && is_context(descriptor[1].load(Ordering::Relaxed)) {
-                    contexts += 1;
-                    continue;
+            let (iova, some, mut contexts) = (self.iova, self.contexts != 0, 0);
+            for run in self.ring.runs(self.clean, n) {
+                if run.is_empty() {
+                    break;
                 }
-                let address = descriptor[0].load(Ordering::Relaxed).wrapping_sub(self.iova);
-                match self.collector.release_empty(frames, address) {
-                    Some(frame) => {
-                        frames.put(frame);
-                        got += 1;
+                let before = contexts;
+                let came = self.collector.collect_each(frames, run.len(), |n| {
+                    let [address, word] = &run[n];
+                    if some && is_context(word.load(Ordering::Relaxed)) {
+                        contexts += 1;
+                        return u64::MAX;
                     }
-                    None => self.bad += 1,
-                }
+                    address.load(Ordering::Relaxed).wrapping_sub(iova)
+                });
+                got += came;
+                self.bad += (run.len() - came).saturating_sub((contexts - before) as usize) as u64;
             }
             self.contexts = self.contexts.saturating_sub(contexts);
-            held += n - contexts as usize;
+            held += n.saturating_sub(contexts as usize);
             self.clean = end;
         }
         if self.clean != first {

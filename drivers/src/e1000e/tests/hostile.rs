@@ -4,17 +4,19 @@
 #![allow(unsafe_code, reason = "a survey is finished on behalf of a worker that is gone")]
 
 use super::super::layout::*;
+use super::super::rings::Word;
 use super::super::{E1000eConfig, E1000ePort, RxDescriptors};
 use super::{Card, Fake, unplugged};
-use crate::conformance::packet::make;
+use crate::conformance::packet::{make, split_mix};
 use crate::port::{Port, RxQueue, TxQueue};
 use crate::queue::Queue;
 use isoplane_memory::pool::META_BYTES;
-use isoplane_memory::recovery::Balance;
+use isoplane_memory::recovery::{Balance, Recovered};
 use isoplane_memory::{Batch, FrameCache, FrameFlags, FrameMeta, HugePages, Lock, Pool, PoolConfig, Survey};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 const RING: u32 = 64;
 const CHUNKS: u32 = 200;
@@ -158,13 +160,23 @@ impl Lab {
                 bus.write(handover + u64::from(*at) * 8, &value.to_le_bytes());
             }),
             Step::Die => {
-                let mut survey = Survey::new(frames);
-                queue.survey(&mut survey);
-                // SAFETY: no frame is alive between steps, and the one queue was surveyed.
-                let _ = unsafe { survey.finish(frames) };
+                self.die();
             }
         }
         0
+    }
+
+    /// The worker is gone, another one takes its place.
+    fn die(&mut self) -> Recovered {
+        let mut survey = Survey::new(&self.frames);
+        self.queue.survey(&mut survey);
+        // SAFETY: no frame is alive between steps, and the one queue was surveyed.
+        unsafe { survey.finish(&mut self.frames) }
+    }
+
+    /// A worker that has died did not come to writing this.
+    fn unwrite(&mut self, word: Word, value: u32) {
+        self.step(&Step::Position(word as u8, value.into()));
     }
 
     /// Closes: whatever happened, all frames are there.
@@ -174,6 +186,124 @@ impl Lab {
         drop(port);
         assert_eq!(pool.in_depot() + frames.len() as u32, CHUNKS);
         card
+    }
+}
+
+fn small() -> E1000eConfig {
+    E1000eConfig::default().rings(RING, RING)
+}
+
+fn send(lab: &mut Lab, n: usize) {
+    lab.step(&Step::Transmit(vec![(100, 0, 0); n]));
+}
+
+#[test]
+fn chunks_that_a_dying_worker_had_not_posted_are_its_successors() {
+    let mut lab = Lab::new(&small());
+    lab.step(&Step::Arrive(40, 100));
+    assert_eq!(lab.step(&Step::Receive), 40);
+    // One chunk went to the ring's last descriptor, 39 to its first ones; these are written and in custody.
+    lab.unwrite(Word::RxPosted, RING);
+    let found = lab.die();
+    assert_eq!((found.unpublished, found.in_rings, found.lies), (39, RING - 40, 0));
+    lab.check();
+    lab.step(&Step::Arrive(20, 100));
+    assert_eq!(lab.step(&Step::Receive), 20);
+    assert_eq!(lab.queue.rx.bad_descriptors(), 0);
+    lab.close();
+}
+
+#[test]
+fn packets_that_a_dying_worker_took_and_did_not_note_are_received_by_its_successor() {
+    let mut lab = Lab::new(&small());
+    lab.step(&Step::Arrive(10, 100));
+    assert_eq!(lab.step(&Step::Receive), 10);
+    lab.unwrite(Word::RxNext, 0);
+    let found = lab.die();
+    assert_eq!((found.unpublished, found.in_rings, found.lies), (0, RING - 1, 0));
+    lab.check();
+    assert_eq!(lab.step(&Step::Receive), 10, "nobody has seen them");
+    assert_eq!(lab.queue.rx.bad_descriptors(), 0);
+    lab.close();
+}
+
+#[test]
+fn packets_that_a_dying_worker_had_not_sent_are_its_successors() {
+    let mut lab = Lab::new(&small());
+    lab.step(&Step::Silent(true));
+    send(&mut lab, 7);
+    lab.check();
+    let free = lab.frames.len();
+    lab.unwrite(Word::TxPosted, 0);
+    let found = lab.die();
+    assert_eq!((found.unpublished, found.lies), (7, 0));
+    assert_eq!((lab.frames.len(), lab.queue.tx.in_flight()), (free + 7, 0));
+    lab.check();
+    lab.close();
+}
+
+#[test]
+fn packets_that_a_dying_worker_took_back_and_did_not_note_come_back_once() {
+    let mut lab = Lab::new(&small());
+    let free = lab.frames.len();
+    send(&mut lab, 7);
+    lab.step(&Step::Reclaim);
+    assert_eq!(lab.frames.len(), free);
+    lab.unwrite(Word::TxClean, 0);
+    let found = lab.die();
+    assert_eq!((found.unpublished, found.in_rings, found.lies), (0, RING - 1 + 7, 0));
+    assert_eq!((lab.frames.len(), lab.queue.tx.in_flight()), (free - 7, 7));
+    lab.check();
+    lab.step(&Step::Reclaim);
+    assert_eq!((lab.frames.len(), lab.queue.tx.in_flight()), (free, 0));
+    assert_eq!(lab.queue.tx.bad_descriptors(), 0);
+    lab.check();
+    lab.close();
+}
+
+/// The device writes while the worker reads: what is looked at twice may be something else the second time.
+#[test]
+fn a_device_that_changes_its_mind_meanwhile_cannot_break_frames() {
+    for legacy in [false, true] {
+        let form = if legacy { RxDescriptors::Legacy } else { RxDescriptors::Extended };
+        let mut lab = Lab::new(&small().rx_descriptors(form).rx_hash(!legacy).mtu(9000));
+        let (card, stop, writes) = (lab.card.clone(), AtomicBool::new(false), AtomicU64::new(0));
+        let (base, sent) =
+            card.device(|device, _| (Lab::base(device, rx(0, 0)), Lab::base(device, tx(0, 0))));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut state = 1;
+                while !stop.load(Ordering::Relaxed) {
+                    state = split_mix(state);
+                    let (at, kind, len) = (state % u64::from(RING) * 16, state >> 16, state >> 32 & 0xfff);
+                    // Done, mostly whole, sometimes damaged, in both formats; now and then not done again.
+                    let status =
+                        if kind & 0b111 == 0 { 0 } else { 1 | (kind & 0b10) | kind & (1 << 9) << 16 };
+                    let word = if legacy { len | status << 32 } else { len << 32 | status };
+                    card.bus().write(base + at + 8, &word.to_le_bytes());
+                    card.bus().write(sent + (state >> 48) % u64::from(RING) * 16 + 12, &[kind as u8 & 1]);
+                    if kind & 0xff_0000 == 0 {
+                        card.bus().write(base + u64::from(RING) * 32 + at / 2, &[kind as u8; 2]);
+                    }
+                    writes.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+            let mut round = 0;
+            while round < 4000 || writes.load(Ordering::Relaxed) < 100_000 {
+                round += 1;
+                lab.step(&Step::Receive);
+                send(&mut lab, round % 5);
+                lab.step(&Step::Reclaim);
+                lab.check();
+                if round % 100 == 0 {
+                    lab.die();
+                    lab.check();
+                }
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        assert_ne!(lab.queue.rx.bad_descriptors(), 0);
+        lab.close();
     }
 }
 
