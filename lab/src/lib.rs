@@ -8,6 +8,7 @@
 //! | [`traffic`] | ICMP, UDP and TCP from one kernel to another, sent and verified by us |
 //! | [`packet`] | raw Ethernet frames in and out of an interface (`AF_PACKET`) |
 //! | [`machine`] | the machine around a guest: its monitor |
+//! | [`cpu_witness`] | what others see of a CPU: every entry into its kernel |
 //! | [`witness`] | what others see of a thread: system calls and page faults, by tracers outside |
 //!
 //! Nothing here has a name outside the process: no file under `/run/netns`, no interface in the
@@ -18,6 +19,7 @@
 //! from any thread of a program with many; traffic runs in threads of its own.
 #![deny(missing_docs, unsafe_code)]
 
+pub mod cpu_witness;
 pub mod error;
 pub mod link;
 pub mod machine;
@@ -29,6 +31,7 @@ pub mod traffic;
 pub mod veth;
 pub mod witness;
 
+pub use cpu_witness::{CpuWitness, Entries};
 pub use error::LabError;
 pub use link::{Link, LinkStatus, Offloads};
 pub use machine::Machine;

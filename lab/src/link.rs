@@ -10,6 +10,7 @@ use netlink_packet_route::neighbour::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, Instant};
 
 /// An interface, by its index: it stays the same one when it is renamed, and is gone when deleted.
@@ -202,6 +203,17 @@ impl<'a> Link<'a> {
             vec![NeighbourAttribute::Destination(to), NeighbourAttribute::LinkLayerAddress(mac.to_vec())];
         let message = RouteNetlinkMessage::NewNeighbour(message);
         self.change("adding a neighbour to", message, NLM_F_CREATE | NLM_F_REPLACE)
+    }
+
+    /// Moves it into another namespace, where it is switched off and without addresses. A device's interface
+    /// comes back to the first namespace of all when that one ends; others end with it.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn move_to<'b>(&self, namespace: &'b Namespace) -> Result<Link<'b>, LabError> {
+        let fd = namespace.as_fd().as_raw_fd();
+        self.set("moving", LinkAttribute::NetNsFd(fd))?;
+        namespace.link(&self.name)
     }
 
     /// Deletes it; a veth's other end goes with it.

@@ -433,6 +433,9 @@ fn rust_programs(keep: &mut Vec<PathBuf>, filters: &[String]) -> Result<Vec<Prog
         if targets.is_empty() {
             continue;
         }
+        if package.targets.iter().any(|target| target.kind.contains(&TargetKind::Example)) {
+            examples(&package.name)?;
+        }
         let args = ["test", "--no-run", "--all-features", "--message-format=json-render-diagnostics"];
         let mut cargo = Command::new("cargo");
         cargo.current_dir(crate::root()).args(args).args(["--package", &package.name]).args(targets);
@@ -465,6 +468,17 @@ fn rust_programs(keep: &mut Vec<PathBuf>, filters: &[String]) -> Result<Vec<Prog
     }
     programs.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(programs)
+}
+
+/// Builds a package's examples, which its tests run.
+fn examples(package: &str) -> Result<(), String> {
+    let mut cargo = Command::new("cargo");
+    cargo.current_dir(crate::root()).args(["build", "--examples", "--all-features", "--package", package]);
+    match cargo.stdin(Stdio::null()).status() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(_) => Err(format!("the examples of {package} do not build")),
+        Err(error) => Err(format!("cannot start cargo: {error}")),
+    }
 }
 
 #[cfg(test)]
