@@ -5,11 +5,7 @@
 //! stays where it is.
 
 use super::layout::{Features, capability, common, header, net, status};
-use super::{VirtioRx, VirtioTx};
-use crate::pci::fake::{Bus, Device, FakeBar, FakeFunction};
-use crate::port::{RxQueue, TxQueue};
-use crate::queue::{AnyRx, AnyTx};
-use isoplane_memory::{Batch, FrameCache, Survey};
+use crate::pci::fake::{Bus, Device, FakeFunction};
 use std::collections::VecDeque;
 
 /// BAR of everything, and where its structures are, as QEMU has them.
@@ -83,7 +79,7 @@ pub(super) struct Queue {
     /// Addresses: descriptors, driver area, device area.
     pub(super) at: [u64; 3],
     pub(super) doorbells: u64,
-    awake: bool,
+    pub(super) awake: bool,
     pub(super) next_avail: u16,
     pub(super) next_used: u16,
     avail_wrap: bool,
@@ -105,7 +101,19 @@ const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
 
+impl Entry {
+    /// Where its first buffer is.
+    pub(super) fn address(&self) -> u64 {
+        self.buffers[0].0
+    }
+}
+
 impl Queue {
+    /// The device's side of a ring that is already laid out.
+    pub(super) fn serving(size: u16, at: [u64; 3], packed: bool) -> Self {
+        Self { size, at, packed, enabled: true, avail_wrap: true, used_wrap: true, ..Self::default() }
+    }
+
     fn descriptor(bus: &Bus, at: u64) -> (u64, u32, u16, u16) {
         (bus.get64(at), bus.get32(at + 8), bus.get16(at + 12), bus.get16(at + 14))
     }
@@ -208,7 +216,7 @@ impl Queue {
     }
 
     /// Says whether doorbells are wanted: from the next entry on, or not at all.
-    fn listen(&self, bus: &Bus, on: bool) {
+    pub(super) fn listen(&self, bus: &Bus, on: bool) {
         if self.packed {
             let flags: u16 = match (on, self.events) {
                 (false, _) => 1,
@@ -556,44 +564,6 @@ impl Device for FakeNet {
         self.master = on;
     }
 }
-
-/// A half whose survey begins as a successor's does: with what it knew when it was launched.
-#[derive(Debug)]
-struct Reborn<T>(T);
-
-macro_rules! reborn {
-    (impl $trait:ident for $half:ident -> $any:ident { $(fn $method:ident(&mut self $(, $arg:ident: $kind:ty)*) -> usize;)* }) => {
-        impl $trait for Reborn<$half<FakeBar<FakeNet>>> {
-            $(fn $method(&mut self $(, $arg: $kind)*) -> usize { self.0.$method($($arg),*) })*
-            fn bad_descriptors(&self) -> u64 { self.0.bad_descriptors() }
-            fn survey(&mut self, survey: &mut Survey) {
-                self.0.forget();
-                self.0.survey(survey);
-            }
-            fn stop(&mut self) { self.0.stop(); }
-            fn sweep(&mut self) -> u32 { self.0.sweep() }
-            reborn!(@ $trait);
-        }
-        impl From<$half<FakeBar<FakeNet>>> for $any {
-            fn from(half: $half<FakeBar<FakeNet>>) -> Self {
-                Self::Dyn(Box::new(Reborn(half)))
-            }
-        }
-    };
-    (@ RxQueue) => {};
-    (@ TxQueue) => {
-        fn refused(&self) -> (u64, u64) { self.0.refused() }
-        fn in_flight(&self) -> usize { self.0.in_flight() }
-    };
-}
-
-reborn!(impl RxQueue for VirtioRx -> AnyRx {
-    fn receive(&mut self, frames: &mut FrameCache, batch: &mut Batch) -> usize;
-});
-reborn!(impl TxQueue for VirtioTx -> AnyTx {
-    fn transmit(&mut self, batch: &mut Batch) -> usize;
-    fn reclaim(&mut self, frames: &mut FrameCache) -> usize;
-});
 
 /// Lets two devices work, with a wire between them; what one sends on a pair of queues arrives at the same pair.
 pub(super) fn exchange(a: &FakeFunction<FakeNet>, b: &FakeFunction<FakeNet>) {

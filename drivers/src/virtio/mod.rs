@@ -45,7 +45,13 @@ mod transport;
 mod tx;
 
 #[cfg(test)]
+mod behaviour;
+#[cfg(test)]
 mod fake;
+#[cfg(test)]
+mod reborn;
+#[cfg(test)]
+mod recovery;
 #[cfg(test)]
 mod tests;
 

@@ -35,7 +35,6 @@ const TAG: u32 = 4;
 ///
 /// Close the queues that were taken ([`Queue::close`]) before the port is dropped. Statistics are counted in
 /// memory that workers share with the port, whichever process they are in.
-#[derive(Debug)]
 pub struct VirtioNetPort<F: Function + 'static = VfioFunction> {
     name: String,
     mac: Option<[u8; 6]>,
@@ -48,6 +47,16 @@ pub struct VirtioNetPort<F: Function + 'static = VfioFunction> {
     counts: Vec<(Shared, Shared)>,
     pool: Arc<Pool>,
     device: Arc<Device<F>>,
+}
+
+impl<F: Function + 'static> std::fmt::Debug for VirtioNetPort<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("VirtioNetPort")
+            .field("name", &self.name)
+            .field("features", &self.features)
+            .field("queues", &self.queues)
+            .finish_non_exhaustive()
+    }
 }
 
 type Halves<R> = (VirtioRx<R>, VirtioTx<R>);
