@@ -197,7 +197,7 @@ impl Session<'_> {
     fn boot(&mut self, machine: &Machine, programs: &[Program]) -> Result<usize, String> {
         let longest = programs.iter().map(|p| p.seconds).max().unwrap_or(SECONDS);
         let all: u64 = programs.iter().map(|p| p.seconds + 10).sum();
-        let script = script(programs, self.module);
+        let script = script(programs, self.module, self.ask);
         let job = Job {
             script: &script,
             results: None,
@@ -339,9 +339,13 @@ impl Progress<'_, '_> {
 }
 
 /// Runs the programs one after the other, and says where each begins and ends.
-fn script(programs: &[Program], module: &Path) -> String {
+fn script(programs: &[Program], module: &Path, ask: Ask) -> String {
     let module = quoted(&module.to_string_lossy());
     let mut text = format!("export TASK_ISOLATION_MODULE={module} TASK_ISOLATION_DISK=/run/disk\n");
+    if ask == Ask::DebugTests {
+        // A call is so slow there that RCU interrupts the CPU should the host stop it for a moment in the wrong place.
+        text.push_str("export TASK_ISOLATION_WRITES=20000\n");
+    }
     text.push_str(
         "run() { # NAME SECONDS DIRECTORY COMMAND...\n\
          \t# On the console too, so that a complaint there has a name.\n\
@@ -503,7 +507,7 @@ mod tests {
     }
 
     fn play_session(programs: &[Program]) -> (Session<'static>, usize) {
-        let script = script(programs, Path::new("/m.ko")).replace("/dev/kmsg", "/dev/null");
+        let script = script(programs, Path::new("/m.ko"), Ask::Tests).replace("/dev/kmsg", "/dev/null");
         let output = Command::new("bash").arg("-c").arg(script).output().expect("bash");
         let mut session = Session {
             module: Path::new("/m.ko"),
