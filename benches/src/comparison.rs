@@ -57,6 +57,46 @@ pub struct Sample {
     pub beside: BTreeMap<String, f64>,
 }
 
+/// Where a comparison is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Place {
+    /// On the machine that the program runs on.
+    Here,
+    /// In the guest of `cargo xtask kernel`, with its network devices.
+    Guest,
+    /// There, with a clock that counts instructions (`--counted`).
+    Counted,
+}
+
+/// What a ratio must be for a run to succeed.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub enum Target {
+    /// This or more.
+    AtLeast(f64),
+    /// More than this.
+    MoreThan(f64),
+}
+
+impl Target {
+    /// Is it met?
+    #[must_use]
+    pub fn met(self, ratio: f64) -> bool {
+        match self {
+            Self::AtLeast(least) => ratio >= least,
+            Self::MoreThan(limit) => ratio > limit,
+        }
+    }
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::AtLeast(least) => write!(f, "at least {least:.2}"),
+            Self::MoreThan(limit) => write!(f, "more than {limit:.2}"),
+        }
+    }
+}
+
 /// One comparison: our side against a peer's.
 pub trait Comparison {
     /// Name on the command line, such as `null`. Several cases may share it.
@@ -69,6 +109,14 @@ pub trait Comparison {
     fn peer_name(&self) -> &'static str;
     /// What is counted.
     fn unit(&self) -> &'static str;
+    /// Where it is made.
+    fn place(&self) -> Place {
+        Place::Here
+    }
+    /// What the ratio must be; without a target it is reported and nothing else.
+    fn target(&self) -> Option<Target> {
+        None
+    }
     /// Debian packages that the peer comes in.
     fn packages(&self) -> &'static [&'static str];
     /// Measures our side. Runs in a process of its own.
@@ -86,6 +134,7 @@ pub trait Comparison {
 /// Every comparison there is.
 #[must_use]
 pub fn all() -> Vec<Box<dyn Comparison>> {
+    use crate::vfio::{Measure, Nic, Vfio};
     use crate::{afxdp::AfXdp, diag, diag::Diag, null::Null, wire::Load};
     vec![
         Box::new(Null),
@@ -94,5 +143,9 @@ pub fn all() -> Vec<Box<dyn Comparison>> {
         Box::new(Diag(diag::Line::Integers)),
         Box::new(Diag(diag::Line::Formatted)),
         Box::new(Diag(diag::Line::Message)),
+        Box::new(Vfio(Nic::Virtio, Measure::Rate)),
+        Box::new(Vfio(Nic::E1000e, Measure::Rate)),
+        Box::new(Vfio(Nic::Virtio, Measure::Instructions)),
+        Box::new(Vfio(Nic::E1000e, Measure::Instructions)),
     ]
 }

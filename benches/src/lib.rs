@@ -6,22 +6,26 @@
 //! | [`report`] | medians, ratios, spread; the table and the JSON |
 //! | [`null`] | MAC swap between null ports, against testpmd |
 //! | [`afxdp`], [`wire`], [`bpf`] | forwarding over veth, against testpmd; generator and sink for it |
+//! | [`vfio`], [`counted`] | forwarding between two devices of the guest, against testpmd with `vfio-pci`; whether the TSC counts instructions |
 //! | [`diag`] | one log event of a worker, against a formatter that writes a file |
 //! | [`testpmd`] | DPDK's testpmd as a child process |
 //! | [`hugepages`] | huge pages for the time of a run, for both sides |
 //!
 //! Contract: both sides do the same work on the same CPU and pages, count the same thing, and run in
-//! turn, each in a process of its own. Times are reported, never asserted.
+//! turn, each in a process of its own. Times are reported, never asserted by a test; a run whose comparison
+//! has a target, and misses it, fails.
 #![deny(missing_docs, unsafe_code)]
 
 pub mod afxdp;
 pub mod bpf;
 pub mod comparison;
+pub mod counted;
 pub mod diag;
 pub mod hugepages;
 pub mod null;
 pub mod report;
 pub mod testpmd;
+pub mod vfio;
 pub mod wire;
 
 /// CPU of the forwarder, ours or the peer's.

@@ -1,11 +1,11 @@
 //! From samples to the table and the JSON.
 
-use crate::comparison::{BenchError, Comparison, Sample};
-use serde::Serialize;
+use crate::comparison::{BenchError, Comparison, Sample, Target};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// What became of one comparison.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Row {
     /// Name of the comparison.
     pub name: String,
@@ -23,6 +23,8 @@ pub struct Row {
     pub ratio: f64,
     /// Smallest and largest of those ratios.
     pub spread: [f64; 2],
+    /// What the ratio had to be, if anything.
+    pub target: Option<Target>,
     /// Pairs of runs.
     pub runs: usize,
     /// Medians of the figures beside our runs, and the peer's.
@@ -76,6 +78,7 @@ impl Row {
                 ratios.iter().copied().fold(f64::INFINITY, f64::min),
                 ratios.iter().copied().fold(0.0, f64::max),
             ],
+            target: comparison.target(),
             runs: samples.len(),
             beside: beside.into_iter().map(|(name, values)| (name, median(&values))).collect(),
             samples: samples.iter().map(|(ours, peer)| [ours.rate, peer.rate]).collect(),
@@ -86,6 +89,36 @@ impl Row {
     #[must_use]
     pub fn title(&self) -> String {
         if self.case.is_empty() { self.name.clone() } else { format!("{} {}", self.name, self.case) }
+    }
+}
+
+/// What came of all comparisons of a run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Report {
+    /// Both sides had huge pages.
+    pub huge_pages: bool,
+    /// Those that could be made.
+    pub comparisons: Vec<Row>,
+    /// Why the others could not.
+    pub failures: Vec<String>,
+}
+
+impl Report {
+    /// Adds what came of a run elsewhere.
+    pub fn add(&mut self, other: Self) {
+        self.huge_pages &= other.huge_pages;
+        self.comparisons.extend(other.comparisons);
+        self.failures.extend(other.failures);
+    }
+
+    /// What makes it no success: comparisons that were not made, and targets that were missed.
+    #[must_use]
+    pub fn complaints(&self) -> Vec<String> {
+        let missed = self.comparisons.iter().filter_map(|row| {
+            let target = row.target.filter(|target| !target.met(row.ratio))?;
+            Some(format!("{}: the ratio is {:.3}, and has to be {target}", row.title(), row.ratio))
+        });
+        self.failures.iter().cloned().chain(missed).collect()
     }
 }
 
@@ -160,6 +193,20 @@ mod tests {
     #[test]
     fn a_run_that_moved_nothing_is_an_error_and_no_ratio() {
         assert!(Row::of(&Fake, &[(sample(1.0), sample(0.0))]).is_err());
+    }
+
+    #[test]
+    fn a_missed_target_is_no_success() -> Result<(), BenchError> {
+        let mut row = Row::of(&Fake, &[(sample(11.0), sample(10.0))])?;
+        let mut report = |target| {
+            row.target = target;
+            Report { huge_pages: true, comparisons: vec![row.clone()], failures: vec![] }.complaints().len()
+        };
+        assert_eq!(report(None), 0);
+        assert_eq!(report(Some(Target::AtLeast(1.1))), 0);
+        assert_eq!(report(Some(Target::MoreThan(1.1))), 1);
+        assert_eq!(report(Some(Target::AtLeast(1.2))), 1);
+        Ok(())
     }
 
     #[test]

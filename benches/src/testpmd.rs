@@ -12,7 +12,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 const PROGRAM: &str = "dpdk-testpmd";
-const PATIENCE: Duration = Duration::from_secs(20);
+/// An emulated machine on a busy host is slow.
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A running testpmd that forwards.
 #[derive(Debug)]
@@ -32,18 +33,39 @@ pub struct PortTotals {
     pub tx: u64,
 }
 
+/// What its forwarder counted since that was cleared.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ForwardStats {
+    /// Packets forwarded, all ports together.
+    pub packets: u64,
+    /// Ticks of the TSC that bursts took which had packets.
+    pub ticks: u64,
+    /// Bursts sent; 0 unless they are recorded.
+    pub bursts: u64,
+}
+
 impl Testpmd {
     /// Starts testpmd with EAL arguments and its own, and starts forwarding on
-    /// [`FORWARDER_CPU`](crate::FORWARDER_CPU).
+    /// [`FORWARDER_CPU`](crate::FORWARDER_CPU), between virtual devices.
     ///
     /// # Errors
     /// See [`BenchError`].
     pub fn start(huge_pages: bool, eal: &[&str], own: &[&str]) -> Result<Self, BenchError> {
+        let mut testpmd = Self::launch(huge_pages, &[&["--no-pci"], eal].concat(), own)?;
+        testpmd.forward("start")?;
+        Ok(testpmd)
+    }
+
+    /// Starts testpmd, but not forwarding.
+    ///
+    /// # Errors
+    /// See [`BenchError`].
+    pub fn launch(huge_pages: bool, eal: &[&str], own: &[&str]) -> Result<Self, BenchError> {
         let cpus = format!("{},{}", crate::OTHER_CPU, crate::FORWARDER_CPU);
         let main = crate::OTHER_CPU.to_string();
         // Its standard output is a pipe, and would come in blocks otherwise.
         let mut command = Command::new("stdbuf");
-        command.args(["-oL", PROGRAM, "-l", &cpus, "--main-lcore", &main, "--no-pci", "--no-telemetry"]);
+        command.args(["-oL", PROGRAM, "-l", &cpus, "--main-lcore", &main, "--no-telemetry"]);
         command.args(if huge_pages { ["--in-memory", "-m"] } else { ["--no-huge", "-m"] }).arg("512");
         command.args(eal).args(["--", "-i", "--nb-cores=1"]).args(own);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
@@ -69,13 +91,24 @@ impl Testpmd {
             });
         }
         let stdin = child.stdin.take();
-        let mut testpmd = Self { child, stdin, lines, seen: Vec::new() };
-        testpmd.say("start")?;
-        testpmd.until("it did not start forwarding", |line| line.contains("packet forwarding - ports="))?;
-        Ok(testpmd)
+        Ok(Self { child, stdin, lines, seen: Vec::new() })
     }
 
-    fn say(&mut self, command: &str) -> Result<(), BenchError> {
+    /// Starts forwarding by a command.
+    ///
+    /// # Errors
+    /// See [`BenchError`].
+    pub fn forward(&mut self, command: &str) -> Result<(), BenchError> {
+        self.say(command)?;
+        self.until("it did not start forwarding", |line| line.contains("packet forwarding - ports="))?;
+        Ok(())
+    }
+
+    /// Gives a command.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn say(&mut self, command: &str) -> Result<(), BenchError> {
         let told = self.stdin.as_mut().is_some_and(|stdin| writeln!(stdin, "{command}").is_ok());
         if told { Ok(()) } else { Err(self.broken("it takes no commands")) }
     }
@@ -128,6 +161,18 @@ impl Testpmd {
         Ok(totals)
     }
 
+    /// What its forwarder counted; ticks must be recorded (`set record-core-cycles on`).
+    ///
+    /// # Errors
+    /// See [`BenchError`].
+    pub fn forward_stats(&mut self) -> Result<ForwardStats, BenchError> {
+        self.say("show fwd stats all")?;
+        let mut stats = ForwardStats::default();
+        let deadline = Instant::now() + PATIENCE;
+        while !stats.line(&self.line(deadline, "no cycles in its statistics")?) {}
+        Ok(stats)
+    }
+
     /// CPU time that testpmd has used.
     ///
     /// # Errors
@@ -156,6 +201,20 @@ impl Drop for Testpmd {
     }
 }
 
+impl ForwardStats {
+    /// Takes a line in; says whether it is the last that matters.
+    fn line(&mut self, line: &str) -> bool {
+        if let Some(bursts) = number_after(line, "TX-bursts :") {
+            self.bursts += bursts;
+        }
+        // "CPU cycles/packet=409.81 (total cycles=398991936 / total io packets=973596) at 1000 MHz Clock"
+        let Some(ticks) = number_after(line, "(total cycles=") else { return false };
+        self.ticks = ticks;
+        self.packets = number_after(line, "packets=").unwrap_or(0);
+        true
+    }
+}
+
 /// The number that follows `label`, spaces between allowed.
 fn number_after(line: &str, label: &str) -> Option<u64> {
     let rest = line.split_once(label)?.1.trim_start();
@@ -165,7 +224,24 @@ fn number_after(line: &str, label: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::number_after;
+    use super::{ForwardStats, number_after};
+
+    #[test]
+    fn what_the_forwarder_counted_is_read() {
+        let mut stats = ForwardStats::default();
+        for line in [
+            "  RX-packets: 485236         RX-dropped: 0             RX-total: 485236",
+            "  RX-bursts : 12600923 [99% of 0 pkts + 0% of 32 pkts + 0% of 1 pkts + 1% of other]",
+            "  TX-bursts : 20919 [0% of 0 pkts + 71% of 32 pkts + 27% of 1 pkts + 2% of other]",
+            "  TX-bursts : 20783 [0% of 0 pkts + 71% of 32 pkts + 27% of 1 pkts + 2% of other]",
+        ] {
+            assert!(!stats.line(line));
+        }
+        let last =
+            "  CPU cycles/packet=409.81 (total cycles=398991936 / total io packets=973596) at 1000 MHz Clock";
+        assert!(stats.line(last));
+        assert_eq!(stats, ForwardStats { packets: 973_596, ticks: 398_991_936, bursts: 41_702 });
+    }
 
     #[test]
     fn statistics_lines_are_read() {

@@ -2,9 +2,10 @@
 #![deny(unsafe_code)]
 
 use clap::Parser;
-use isoplane_benches::comparison::{BenchError, Comparison, Sample, all};
+use isoplane_benches::comparison::{BenchError, Comparison, Place, Sample, all};
 use isoplane_benches::hugepages::HugePages;
-use isoplane_benches::report::{Row, table};
+use isoplane_benches::report::{Report, Row, table};
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 #[derive(Parser)]
@@ -18,9 +19,18 @@ struct Args {
     /// Alternating runs of each side.
     #[arg(long, default_value_t = 5)]
     runs: u32,
-    /// Prints the Debian packages that the comparisons need, and does nothing else.
+    /// Says what the comparisons need, and does nothing else: this program's path, Debian packages, places.
     #[arg(long)]
-    packages: bool,
+    plan: bool,
+    /// Makes those that belong to this place.
+    #[arg(long, value_enum, default_value_t = Place::Here)]
+    place: Place,
+    /// Leaves the report in a file, for `--show`, and prints none.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Measures nothing, and prints what such files hold.
+    #[arg(long, value_name = "FILE")]
+    show: Vec<PathBuf>,
     /// Measures our side once, in this process, and prints the sample: `NAME` or `NAME CASE`.
     #[arg(long, hide = true, value_name = "TITLE")]
     ours: Option<String>,
@@ -63,7 +73,53 @@ fn compare(comparison: &dyn Comparison, runs: u32) -> Result<Row, BenchError> {
     Row::of(comparison, &samples)
 }
 
+/// What [`Args::plan`] prints, a word and its value a line.
+fn plan(chosen: &[&dyn Comparison]) -> Result<(), BenchError> {
+    let program = std::env::current_exe().map_err(|e| BenchError::Machine(e.to_string()))?;
+    println!("program {}", program.display());
+    let mut packages: Vec<_> = chosen.iter().flat_map(|c| c.packages()).collect();
+    packages.sort_unstable();
+    packages.dedup();
+    for package in packages {
+        println!("package {package}");
+    }
+    let mut places: Vec<_> = chosen.iter().map(|c| c.place()).collect();
+    places.sort_unstable();
+    places.dedup();
+    for place in places {
+        println!("place {}", format!("{place:?}").to_lowercase());
+    }
+    Ok(())
+}
+
+fn load(path: &Path) -> Result<Report, BenchError> {
+    let failed = |e: &dyn std::fmt::Display| BenchError::Machine(format!("{}: {e}", path.display()));
+    let text = std::fs::read(path).map_err(|e| failed(&e))?;
+    serde_json::from_slice(&text).map_err(|e| failed(&e))
+}
+
+/// Prints the report; says whether all of it is well.
+fn show(report: &Report, json: bool) -> Result<bool, BenchError> {
+    if json {
+        println!("{}", serde_json::to_string(report).map_err(|e| BenchError::Machine(e.to_string()))?);
+    } else {
+        print!("{}", table(&report.comparisons));
+    }
+    let complaints = report.complaints();
+    for complaint in &complaints {
+        eprintln!("error: {complaint}");
+    }
+    Ok(complaints.is_empty())
+}
+
 fn run(args: &Args) -> Result<bool, BenchError> {
+    if !args.show.is_empty() {
+        let mut whole = Report { huge_pages: true, comparisons: vec![], failures: vec![] };
+        for path in &args.show {
+            whole.add(load(path)?);
+        }
+        return show(&whole, args.json);
+    }
     let every = all();
     if let Some(wanted) = &args.ours {
         let comparison = every.iter().find(|c| title(c.as_ref()) == *wanted);
@@ -81,16 +137,15 @@ fn run(args: &Args) -> Result<bool, BenchError> {
             return Err(BenchError::Machine(format!("there is no comparison {name:?}; there are: {known}")));
         }
     }
-    let chosen: Vec<_> =
-        every.iter().filter(|c| args.names.is_empty() || args.names.iter().any(|n| n == c.name())).collect();
-    if args.packages {
-        let mut packages: Vec<_> = chosen.iter().flat_map(|c| c.packages()).collect();
-        packages.sort_unstable();
-        packages.dedup();
-        for package in packages {
-            println!("{package}");
-        }
-        return Ok(true);
+    let named = |c: &&dyn Comparison| args.names.is_empty() || args.names.iter().any(|n| n == c.name());
+    let chosen: Vec<_> = every.iter().map(Box::as_ref).filter(named).collect();
+    if args.plan {
+        return plan(&chosen).map(|()| true);
+    }
+    let (chosen, elsewhere): (Vec<_>, Vec<_>) = chosen.into_iter().partition(|c| c.place() == args.place);
+    if chosen.is_empty() && !elsewhere.is_empty() {
+        let what = "nothing of this is measured here; cargo xtask bench knows where to go";
+        return Err(BenchError::Machine(what.to_owned()));
     }
     let pages = HugePages::reserve(384);
     if pages.is_none() {
@@ -100,25 +155,16 @@ fn run(args: &Args) -> Result<bool, BenchError> {
     let mut rows = Vec::new();
     let mut failures = Vec::new();
     for comparison in chosen {
-        match compare(comparison.as_ref(), args.runs.max(1)) {
+        match compare(comparison, args.runs.max(1)) {
             Ok(row) => rows.push(row),
-            Err(error) => failures.push(format!("{}: {error}", title(comparison.as_ref()))),
+            Err(error) => failures.push(format!("{}: {error}", title(comparison))),
         }
     }
-    if args.json {
-        let report = serde_json::json!({
-            "huge_pages": pages.is_some(),
-            "comparisons": rows,
-            "failures": failures,
-        });
-        println!("{report}");
-    } else {
-        print!("{}", table(&rows));
-    }
-    for failure in &failures {
-        eprintln!("error: {failure}");
-    }
-    Ok(failures.is_empty())
+    let report = Report { huge_pages: pages.is_some(), comparisons: rows, failures };
+    let Some(out) = &args.out else { return show(&report, args.json) };
+    let text = serde_json::to_vec(&report).map_err(|e| BenchError::Machine(e.to_string()))?;
+    std::fs::write(out, text).map_err(|e| BenchError::Machine(format!("{}: {e}", out.display())))?;
+    Ok(true)
 }
 
 fn main() -> ExitCode {

@@ -85,6 +85,9 @@ pub(crate) struct Options {
     /// Shows the kernel's console as it comes, on standard error.
     #[arg(long)]
     console: bool,
+    /// Makes time the number of instructions executed, a nanosecond each: the TSC counts instructions.
+    #[arg(long)]
+    counted: bool,
     /// A directory to which the guest may write: its /run/results.
     #[arg(long, value_name = "DIR")]
     results: Option<PathBuf>,
@@ -92,7 +95,8 @@ pub(crate) struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { cpus: 4, append: Vec::new(), qemu: Vec::new(), nics: false, console: false, results: None }
+        let (append, qemu) = (Vec::new(), Vec::new());
+        Self { cpus: 4, append, qemu, nics: false, console: false, counted: false, results: None }
     }
 }
 
@@ -150,6 +154,39 @@ pub(crate) fn test_all(ask: Ask) -> Result<Tally, String> {
     test(&choice, &Options::default(), &[], ask)
 }
 
+/// Where the guest finds the directory for results.
+pub(crate) const RESULTS: &str = "/run/results";
+/// A boot that ends before the command begins, as it does on a host with too much to do, is made again.
+const BOOTS: u32 = 3;
+
+/// Runs a bench in the guest, with its network devices, a CPU for the forwarder and one for everything else. What it
+/// says goes to standard error; `results` is where it may leave files.
+pub(crate) fn bench(
+    program: &std::path::Path,
+    args: &[String],
+    results: &std::path::Path,
+    counted: bool,
+) -> Result<bool, String> {
+    let entry = kernel(&Choice::default())?;
+    let options =
+        Options { cpus: 2, nics: true, counted, results: Some(results.to_owned()), ..Options::default() };
+    let mut machine = machine(&entry, &options)?;
+    machine.keep.extend(program.parent().map(std::path::Path::to_owned));
+    let words = std::iter::once(program.to_string_lossy().into_owned()).chain(args.iter().cloned());
+    let script = words.map(|word| suite::quoted(&word)).collect::<Vec<_>>().join(" ");
+    let limit = Duration::from_secs(3600);
+    let job = Job { script: &script, results: Some(results), limit, silence: Duration::from_secs(900) };
+    let mut outcome = machine.run(&job, |line| eprintln!("{line}"))?;
+    for _ in 1..BOOTS {
+        if outcome.booted.is_some() {
+            break;
+        }
+        eprintln!("the guest did not boot: once more");
+        outcome = machine.run(&job, |line| eprintln!("{line}"))?;
+    }
+    Ok(outcome.status()? == 0)
+}
+
 fn test(choice: &Choice, options: &Options, filters: &[String], ask: Ask) -> Result<Tally, String> {
     let entry = kernel(choice)?;
     let kselftests = Recipe::new(choice)?.kselftests(&Cache::of_user()?)?;
@@ -183,5 +220,6 @@ fn machine(entry: &Entry, options: &Options) -> Result<Machine, String> {
     machine.qemu.clone_from(&options.qemu);
     machine.nics = options.nics;
     machine.console = options.console;
+    machine.counted = options.counted;
     Ok(machine)
 }
