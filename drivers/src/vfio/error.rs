@@ -79,7 +79,9 @@ pub enum VfioError {
     /// No IOMMU looks after it.
     #[error(
         "device {address} is behind no IOMMU; switch it on (VT-d or AMD-Vi in the firmware, `intel_iommu=on` on the \
-         kernel's command line). Without one the device can write to all memory: --unsafe-noiommu accepts that"
+         kernel's command line). Without one the device can write to all memory: \
+         IommuChoice::UnsafeNoIommu accepts that (l2fwd: --unsafe-noiommu), if the kernel's \
+         /sys/module/vfio/parameters/enable_unsafe_noiommu_mode does, too"
     )]
     NoIommu {
         /// Its address.
