@@ -319,6 +319,30 @@ fn doorbells_are_rung_when_the_device_sleeps_and_only_then() {
 }
 
 #[test]
+fn a_device_that_forgot_to_ask_for_doorbells_gets_one_when_its_link_is_up_again() {
+    let (device, pool) = (with(|_| ()), pool());
+    let mut port = open(&device, &pool, &small()).unwrap();
+    let (mut queue, mut frames) = take(&mut port, 0, 128);
+    assert_eq!(port.link(), LinkState::Up);
+    let bells = || device.device(|device, _| device.queues[1].doorbells);
+    device.device(|device, bus| {
+        device.queues[1].listen(bus, false);
+        (device.link_up, device.generation) = (false, device.generation + 1);
+    });
+    let mut batch = Batch::new();
+    fill(&pool, &mut frames, &mut batch, 10);
+    assert_eq!(queue.tx.transmit(&mut batch), 10);
+    let before = bells();
+    assert_eq!((port.link(), bells()), (LinkState::Down, before));
+    device.device(|device, _| (device.link_up, device.generation) = (true, device.generation + 1));
+    assert_eq!((port.link(), bells()), (LinkState::Up, before + 1));
+    assert_eq!((port.link(), bells()), (LinkState::Up, before + 1), "once");
+    queue.close();
+    device.device(|device, _| device.generation += 1);
+    assert_eq!((port.link(), bells()), (LinkState::Up, 0), "none after its reset");
+}
+
+#[test]
 fn several_queues_by_rss_or_as_the_device_likes() {
     for (rss, ring_reset) in [(false, false), (true, true), (true, false)] {
         let traits = |t: &mut Traits| {

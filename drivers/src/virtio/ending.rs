@@ -7,7 +7,7 @@
 
 use super::control::Control;
 use super::queue::Parked;
-use super::transport::Transport;
+use super::transport::{Doorbell, Transport};
 use crate::pci::Function;
 use isoplane_memory::custody;
 use nix::unistd::{Pid, getpid};
@@ -38,6 +38,10 @@ pub(super) struct Inner<F: Function> {
     pub(super) function: F,
     pub(super) transport: Transport<F::Bar>,
     pub(super) control: Option<Control<F::Bar>>,
+    /// Doorbells of the TX rings.
+    pub(super) senders: Vec<Doorbell<F::Bar>>,
+    /// The configuration's generation when they were last rung for it.
+    woken: Option<u8>,
     /// Queues can be reset one by one.
     ring_reset: bool,
     /// Halves that have not stopped.
@@ -57,6 +61,8 @@ impl<F: Function> Device<F> {
             function,
             transport,
             control: None,
+            senders: Vec::new(),
+            woken: None,
             ring_reset,
             running: 0,
             quiet: Vec::new(),
@@ -95,6 +101,16 @@ impl<F: Function> Inner<F> {
                 let address = self.function.address();
                 tracing::warn!(address, "frames and rings stay with the device: {error}");
             }
+        }
+    }
+
+    /// The link is up: if the configuration has changed, it may have been down. QEMU (7.2) asks for no doorbells
+    /// while it is, and of packed rings forgets to ask again, so that nothing would ever be sent.
+    pub(super) fn wake_senders(&mut self) {
+        let generation = Some(self.transport.generation());
+        if self.woken != generation && !self.over {
+            self.woken = generation;
+            self.senders.iter().for_each(Doorbell::ring);
         }
     }
 

@@ -255,6 +255,7 @@ where
         let (rx_queue, tx_queue) = (pair * 2, pair * 2 + 1);
         let (rx_ring, rx_bell) = self.open_ring(rx_queue, self.sizes.0, Some(geometry.buffer))?;
         let (tx_ring, tx_bell) = self.open_ring(tx_queue, self.sizes.1, None)?;
+        self.device.lock().senders.push(tx_bell.clone());
         self.sizes = (rx_ring.size(), tx_ring.size());
         let tables = if self.features.contains(Features::INDIRECT_DESC) {
             let words = usize::from(self.sizes.1) * SEGMENTS * 2;
@@ -487,12 +488,16 @@ impl<F: Function + 'static> Port for VirtioNetPort<F> {
     }
 
     fn link(&self) -> LinkState {
-        let inner = self.device.lock();
+        let mut inner = self.device.lock();
         let gone = inner.function.gone() || inner.transport.status() == 0xff;
         let up = self.features.contains(Features::STATUS).then(|| {
             inner.transport.configuration(|w| w.read16(net::STATUS) & net::STATUS_LINK_UP != 0).ok()
         });
-        pci::link(gone, up.flatten())
+        let state = pci::link(gone, up.flatten());
+        if state == LinkState::Up {
+            inner.wake_senders();
+        }
+        state
     }
 
     fn statistics(&self) -> PortStatistics {

@@ -209,13 +209,18 @@ impl<R: Registers + Clone> Transport<R> {
     /// Reads several fields of the device configuration as they were at one time.
     pub(super) fn configuration<T>(&self, read: impl Fn(&Window<R>) -> T) -> Result<T, VirtioError> {
         for _ in 0..TRIES {
-            let before = self.common.read8(common::CONFIG_GENERATION);
+            let before = self.generation();
             let value = read(&self.device);
-            if self.common.read8(common::CONFIG_GENERATION) == before {
+            if self.generation() == before {
                 return Ok(value);
             }
         }
         Err(VirtioError::Unstable { address: self.address.clone(), tries: TRIES })
+    }
+
+    /// Which changes of the device configuration there have been.
+    pub(super) fn generation(&self) -> u8 {
+        self.common.read8(common::CONFIG_GENERATION)
     }
 
     /// Virtqueues of all kinds.
