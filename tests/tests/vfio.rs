@@ -6,6 +6,7 @@ mod bad;
 #[path = "vfio/lifetime.rs"]
 mod lifetime;
 #[path = "vfio/nics.rs"]
+#[allow(dead_code, reason = "each test binary takes what it needs")]
 mod nics;
 #[path = "vfio/open.rs"]
 mod open;

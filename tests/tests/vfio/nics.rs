@@ -35,6 +35,11 @@ pub(crate) fn address(id: &str) -> String {
     Machine::open().and_then(|mut machine| machine.address(id)).expect("a device of that name")
 }
 
+/// Is there a device of that name? Those with several queues may not be.
+pub(crate) fn is_there(id: &str) -> bool {
+    Machine::open().expect("the monitor").address(id).is_ok()
+}
+
 /// A device that VFIO has until this is dropped.
 pub(crate) struct Nic {
     pub(crate) address: String,
@@ -69,7 +74,7 @@ impl Drop for Nic {
 }
 
 /// Waits until it holds.
-pub(crate) fn soon(what: impl Fn() -> bool) -> bool {
+pub(crate) fn soon(mut what: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + Duration::from_secs(20);
     while !what() {
         if Instant::now() > end {
