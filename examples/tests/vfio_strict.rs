@@ -50,8 +50,14 @@ struct Bound(String);
 
 impl Drop for Bound {
     fn drop(&mut self) {
-        if let Err(error) = Host::default().unbind(&self.0) {
-            eprintln!("{error}");
+        // Workers of a program that was killed have it for a moment still.
+        let start = Instant::now();
+        while let Err(error) = Host::default().unbind(&self.0) {
+            if start.elapsed() > Duration::from_secs(20) {
+                eprintln!("{error}");
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 }
