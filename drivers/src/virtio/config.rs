@@ -49,7 +49,7 @@ pub struct VirtioConfig {
     pub rx_hash: bool,
     /// Packed rings.
     pub packed: Want,
-    /// Doorbells only at the entry that the device names, instead of a flag.
+    /// Doorbells only at the entry that the device names, instead of a flag. With packed rings only if required.
     pub event_index: Want,
     /// The device keeps to the IOMMU. One that does not would read and write anywhere in the machine's memory,
     /// at addresses that mean something else to it: only without an IOMMU may this be less than required.
