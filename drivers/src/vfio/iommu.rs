@@ -284,3 +284,6 @@ impl Drop for Mapping {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
