@@ -283,4 +283,4 @@ impl Host {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -58,13 +58,17 @@ pub(super) fn not_mapped(span: Span<'_>, call: &'static str, source: Errno) -> D
     let name = span.name.to_owned();
     if source == Errno::ENOMEM
         && let Ok((limit, _)) = getrlimit(Resource::RLIMIT_MEMLOCK)
+        && let Some(error) = too_much(&name, span.bytes, locked(), limit)
     {
-        let needed = locked() + span.bytes;
-        if needed > limit {
-            return DmaError::Memlock { name, bytes: span.bytes, needed, limit };
-        }
+        return error;
     }
     DmaError::Os { name, call, source }
+}
+
+/// Are so many bytes more than may be locked?
+fn too_much(name: &str, bytes: u64, locked: u64, limit: u64) -> Option<DmaError> {
+    let needed = locked.saturating_add(bytes);
+    (needed > limit).then(|| DmaError::Memlock { name: name.to_owned(), bytes, needed, limit })
 }
 
 /// Bytes that this process has locked or pinned by now.
@@ -75,4 +79,49 @@ fn locked() -> u64 {
         rest.trim().trim_end_matches(" kB").parse::<u64>().ok()
     };
     status.lines().filter_map(kib).sum::<u64>() * 1024
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vfio::bind::tests::{NIC, OTHER, Tree};
+    use std::ptr::NonNull;
+
+    #[test]
+    fn whoever_has_a_device_is_named() {
+        let tree = Tree::new();
+        let error = ready(&tree.host, NIC).unwrap_err();
+        assert!(
+            matches!(&error, VfioError::InUse { driver, interfaces, .. } if driver == "igb" && interfaces == &["eth0"]),
+            "{error}"
+        );
+        let error = not_viable(&tree.host, NIC, 7);
+        let VfioError::GroupNotViable { group: 7, others, .. } = &error else { panic!("{error}") };
+        assert_eq!(others, &[(OTHER.to_owned(), "igb".to_owned())], "the bridge does no harm");
+        tree.host.bind(NIC, false).unwrap();
+        assert_eq!(ready(&tree.host, NIC).unwrap(), 7);
+        tree.file("sys/kernel/iommu_groups/7/name", "vfio-noiommu\n");
+        assert!(matches!(ready(&tree.host, NIC), Err(VfioError::NoIommu { .. })));
+        std::fs::remove_file(tree.host.device(NIC).join("iommu_group")).unwrap();
+        assert!(matches!(ready(&tree.host, NIC), Err(VfioError::NoIommu { .. })));
+        std::fs::remove_file(tree.host.device(NIC).join("driver")).unwrap();
+        assert!(matches!(ready(&tree.host, NIC), Err(VfioError::NotBound { .. })));
+        let error = open(&tree.host, NIC, "dev/vfio/7").unwrap_err();
+        assert!(matches!(error, VfioError::Os { call: "open", source: Errno::ENOENT, .. }), "{error}");
+    }
+
+    #[test]
+    fn how_much_must_be_lockable_is_said() {
+        assert!(too_much("rings", 4096, 4096, 8192).is_none());
+        let error = too_much("rings", 1 << 20, 4096, 65_536).unwrap();
+        assert!(matches!(
+            error,
+            DmaError::Memlock { bytes: 1_048_576, needed: 1_052_672, limit: 65_536, .. }
+        ));
+        let text = error.to_string();
+        assert!(text.contains("\"rings\"") && text.contains("1052672") && text.contains("65536"), "{text}");
+        let span = Span { name: "rings", start: NonNull::dangling(), bytes: 4096, page: 4096 };
+        let error = not_mapped(span, "a call", Errno::EEXIST);
+        assert!(matches!(error, DmaError::Os { call: "a call", source: Errno::EEXIST, .. }), "{error}");
+    }
 }

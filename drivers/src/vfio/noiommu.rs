@@ -111,6 +111,19 @@ const fn frame(entry: u64) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use isoplane_memory::{Region, RegionConfig};
+
+    #[test]
+    fn only_huge_pages_are_given_to_devices() {
+        let container = File::open("/dev/null").unwrap().into();
+        let iommu = NoIommu { groups: Groups::default(), container };
+        let region = Region::create(&RegionConfig::new("small", 8192)).unwrap();
+        let span = Span { name: "small", start: region.base(), bytes: 8192, page: 4096 };
+        // SAFETY: no device is open.
+        let error = unsafe { iommu.map(span, 0) }.unwrap_err();
+        assert!(matches!(error, DmaError::NotHuge { page_bytes: 4096, .. }), "{error}");
+        assert!(error.to_string().contains("hugepages"), "{error}");
+    }
 
     #[test]
     fn page_frames_are_read_as_the_kernel_writes_them() {

@@ -4,8 +4,8 @@ use super::*;
 use crate::vfio::{Kind, PcieLink};
 use std::os::unix::fs::symlink;
 
-const NIC: &str = "0000:03:00.0";
-const OTHER: &str = "0000:03:00.1";
+pub(in crate::vfio) const NIC: &str = "0000:03:00.0";
+pub(in crate::vfio) const OTHER: &str = "0000:03:00.1";
 const DISK: &str = "0000:00:1f.2";
 
 /// What the kernel does when its files are written to. A driver takes what it knows by `natural` and what it was
@@ -41,14 +41,14 @@ fn kernel(host: &Host, path: &Path, text: &str) -> io::Result<()> {
     }
 }
 
-struct Tree {
-    host: Host,
+pub(in crate::vfio) struct Tree {
+    pub(in crate::vfio) host: Host,
     _dir: tempfile::TempDir,
 }
 
 impl Tree {
     /// A network device with two functions in one group, both with the driver `igb`, and a disk.
-    fn new() -> Self {
+    pub(in crate::vfio) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut host = Host::at(dir.path());
         host.kernel = Some(kernel);
@@ -64,7 +64,7 @@ impl Tree {
         tree
     }
 
-    fn file(&self, path: &str, text: &str) {
+    pub(in crate::vfio) fn file(&self, path: &str, text: &str) {
         let path = self.host.path(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, text).unwrap();
