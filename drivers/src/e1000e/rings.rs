@@ -105,6 +105,11 @@ impl Handover {
         self.words[word as usize].load(Ordering::Acquire)
     }
 
+    /// A count, by whoever may have written it: never so large that counting on would overflow.
+    pub(super) fn count(&self, word: Word) -> u64 {
+        self.get(word).min(u64::MAX / 2)
+    }
+
     /// Two positions as the predecessor left them; the same twice when they cannot be.
     pub(super) fn span(&self, from: Word, to: Word, most: u32) -> (u32, u32) {
         let (from, to) = (self.get(from) as u32, self.get(to) as u32);

@@ -266,7 +266,7 @@ impl<R: Registers> RxLive<R> {
 
     fn survey(&mut self, survey: &mut Survey) {
         let most = self.ring.most();
-        self.bad = self.handover.get(Word::RxBad);
+        self.bad = self.handover.count(Word::RxBad);
         (self.next, self.posted) = self.handover.span(Word::RxNext, Word::RxPosted, most);
         let id = self.lender.id();
         let outstanding = self.posted.wrapping_sub(self.next);

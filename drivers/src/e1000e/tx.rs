@@ -281,7 +281,7 @@ impl<R: Registers> TxLive<R> {
     fn survey(&mut self, survey: &mut Survey) -> usize {
         let most = self.ring.most();
         (self.clean, self.posted) = self.handover.span(Word::TxClean, Word::TxPosted, most);
-        self.bad = self.handover.get(Word::TxBad);
+        self.bad = self.handover.count(Word::TxBad);
         self.marks.clear();
         (self.contexts, self.context) = (0, None);
         let id = self.lender.id();
@@ -414,7 +414,7 @@ impl<R: Registers> TxQueue for E1000eTx<R> {
             self.refused = Batch::new();
             self.in_flight = live.survey(survey);
             self.bad = live.bad;
-            self.refusals.0 = live.handover.get(Word::TxRefused);
+            self.refusals.0 = live.handover.count(Word::TxRefused);
         }
     }
 

@@ -503,9 +503,10 @@ impl<F: Function + 'static> Port for VirtioNetPort<F> {
     fn statistics(&self) -> PortStatistics {
         let mut sum = PortStatistics::default();
         for (rx, tx) in &self.counts {
-            sum.bad_descriptors += rx.get(Word::Bad) + tx.get(Word::Bad);
-            sum.tx_invalid += tx.get(Word::Refused);
-            sum.kicks += rx.get(Word::Doorbells) + tx.get(Word::Doorbells);
+            let both = |word| rx.count(word).saturating_add(tx.count(word));
+            sum.bad_descriptors = sum.bad_descriptors.saturating_add(both(Word::Bad));
+            sum.tx_invalid = sum.tx_invalid.saturating_add(tx.count(Word::Refused));
+            sum.kicks = sum.kicks.saturating_add(both(Word::Doorbells));
         }
         sum
     }

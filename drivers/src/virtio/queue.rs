@@ -98,7 +98,7 @@ impl<R: Registers> Path<R> {
             addresses(ring, entry, &mut |address| survey.unpublished(id, address.wrapping_sub(self.base)));
         }
         self.doorbell.ring();
-        self.bad = ring.shared().get(Word::Bad);
+        self.bad = ring.shared().count(Word::Bad);
         self.told = self.bad;
     }
 }

@@ -120,6 +120,11 @@ impl Shared {
         self.words.wrapped(word as usize).load(Ordering::Acquire)
     }
 
+    /// A count, by whoever may have written it: never so large that counting on would overflow.
+    pub(super) fn count(&self, word: Word) -> u64 {
+        self.get(word).min(u64::MAX / 2)
+    }
+
     #[inline(always)]
     pub(super) fn set(&self, word: Word, value: u64) {
         self.words.wrapped(word as usize).store(value, Ordering::Release);

@@ -151,6 +151,7 @@ impl<R: Registers> RxQueue for VirtioRx<R> {
     fn survey(&mut self, survey: &mut Survey) {
         if let Some(RxLive { ring, path, .. }) = &mut self.live {
             with_ring!(ring, ring => path.survey(ring, survey, |ring, id, see| see(ring.cursor().address(id.into()))));
+            self.bad = path.told;
         }
     }
 

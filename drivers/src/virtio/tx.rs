@@ -368,8 +368,9 @@ impl<R: Registers> TxQueue for VirtioTx<R> {
             let tables = tables.as_ref();
             with_ring!(ring, ring => {
                 path.survey(ring, survey, |ring, id, see| addresses(ring, tables, id.into(), see));
-                self.refusals = (ring.shared().get(Word::Refused), 0);
+                self.refusals = (ring.shared().count(Word::Refused), 0);
             });
+            self.bad = path.told;
             // The handles of refused frames died with the worker: the survey gives those back as free.
             self.refused = Batch::new();
             self.in_flight = survey.held(path.collector.id());
