@@ -8,10 +8,10 @@
 use super::control::Control;
 use super::queue::Parked;
 use super::transport::{Doorbell, Transport};
-use crate::pci::Function;
+use crate::pci::{DmaMemory, Function};
 use isoplane_memory::custody;
 use nix::unistd::{Pid, getpid};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// How a half tells that it ends.
 pub(super) trait Ending: Send + Sync + std::fmt::Debug {
@@ -53,6 +53,8 @@ pub(super) struct Inner<F: Function> {
     /// The device does not come to an end.
     stuck: bool,
     parked: Vec<(u16, Parked)>,
+    /// Rings and tables. Those of halves that were dropped and not closed, too, are the device's until it is over.
+    pub(super) memory: Vec<Arc<dyn DmaMemory>>,
 }
 
 impl<F: Function> Device<F> {
@@ -69,6 +71,7 @@ impl<F: Function> Device<F> {
             over: false,
             stuck: false,
             parked: Vec::new(),
+            memory: Vec::new(),
         };
         Self { opener: getpid(), inner: Mutex::new(inner) }
     }
@@ -175,6 +178,7 @@ impl<F: Function> Drop for Device<F> {
             // The device may still write to them.
             std::mem::forget(std::mem::take(&mut inner.parked));
             std::mem::forget(inner.control.take());
+            std::mem::forget(std::mem::take(&mut inner.memory));
         }
     }
 }

@@ -207,11 +207,14 @@ where
 
     fn dma(&self, name: &str, bytes: usize) -> Result<Arc<dyn DmaMemory>, VirtioError> {
         let name = format!("isoplane.virtio.{}.{name}", self.name);
-        self.device.lock().function.dma(&name, bytes).map_err(|source| VirtioError::Function {
+        let mut inner = self.device.lock();
+        let memory = inner.function.dma(&name, bytes).map_err(|source| VirtioError::Function {
             address: self.name.clone(),
             what: "memory for a ring",
             source,
-        })
+        })?;
+        inner.memory.push(Arc::clone(&memory));
+        Ok(memory)
     }
 
     /// Makes a ring and hands it to the device.
