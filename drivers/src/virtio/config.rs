@@ -79,10 +79,7 @@ impl Default for VirtioConfig {
 
 impl VirtioConfig {
     pub(super) fn check(&self, address: &str) -> Result<(), VirtioError> {
-        let wrong = |what, value, range| {
-            let address = address.to_owned();
-            Err(VirtioError::Config { address, what, value, range })
-        };
+        let wrong = |what, value, range| Err(wrong(address, what, value, range));
         for (what, size) in [("an RX ring", self.rx_ring), ("a TX ring", self.tx_ring)] {
             if !size.is_power_of_two() || !(2..=MOST_DESCRIPTORS).contains(&size) {
                 return wrong(what, size.into(), "a power of two from 2 to 32768");
@@ -96,15 +93,36 @@ impl VirtioConfig {
         if !(1..=120).contains(&self.queues) {
             return wrong("a number of queues", self.queues.into(), "1 to 120");
         }
-        if let Some(vlan) = self.vlans.iter().find(|vlan| **vlan > 4094) {
-            return wrong("a VLAN", (*vlan).into(), "0 to 4094");
+        for vlan in &self.vlans {
+            check_vlan(address, *vlan)?;
         }
         if let Some(mac) = self.mac
             && (mac[0] & 1 != 0 || mac == [0; 6])
         {
-            let value = mac.iter().fold(0, |value, byte| value << 8 | u64::from(*byte));
-            return wrong("an Ethernet address", value, "one of a single station");
+            return wrong("an Ethernet address", number(mac), "one of a single station");
         }
         Ok(())
+    }
+}
+
+fn wrong(address: &str, what: &'static str, value: u64, range: &'static str) -> VirtioError {
+    VirtioError::Config { address: address.to_owned(), what, value, range }
+}
+
+/// An Ethernet address as a number.
+fn number(mac: [u8; 6]) -> u64 {
+    mac.iter().fold(0, |value, byte| value << 8 | u64::from(*byte))
+}
+
+/// Is there such a VLAN?
+pub(super) fn check_vlan(address: &str, vlan: u16) -> Result<(), VirtioError> {
+    if vlan > 4094 { Err(wrong(address, "a VLAN", vlan.into(), "0 to 4094")) } else { Ok(()) }
+}
+
+/// Are these groups?
+pub(super) fn check_groups(address: &str, groups: &[[u8; 6]]) -> Result<(), VirtioError> {
+    match groups.iter().find(|group| group[0] & 1 == 0) {
+        Some(group) => Err(wrong(address, "a group's address", number(*group), "one of several stations")),
+        None => Ok(()),
     }
 }

@@ -1,6 +1,6 @@
 //! The cold half of a virtio-net port.
 
-use super::config::{Filter, VirtioConfig};
+use super::config::{self, Filter, VirtioConfig};
 use super::control::{self, Control};
 use super::ending::Device;
 use super::error::VirtioError;
@@ -376,8 +376,9 @@ where
     /// Passes a VLAN, or no more. Only for ports that were opened with a list of VLANs: others pass all.
     ///
     /// # Errors
-    /// As [`VirtioNetPort::set_filter`].
+    /// As [`VirtioNetPort::set_filter`]; no such VLAN.
     pub fn pass_vlan(&self, vlan: u16, pass: bool) -> Result<(), VirtioError> {
+        config::check_vlan(&self.name, vlan)?;
         let code = if pass { command::VLAN_ADD } else { command::VLAN_REMOVE };
         self.command(Features::CTRL_VLAN, code, &vlan.to_le_bytes(), "change which VLANs it passes")
     }
@@ -385,8 +386,10 @@ where
     /// The groups whose packets [`Filter::Own`] passes; replaces those before.
     ///
     /// # Errors
-    /// As [`VirtioNetPort::set_filter`]; more groups than a command holds (about 160).
+    /// As [`VirtioNetPort::set_filter`]; an address of a single station, more groups than a command holds (about
+    /// 160).
     pub fn set_groups(&self, groups: &[[u8; 6]]) -> Result<(), VirtioError> {
+        config::check_groups(&self.name, groups)?;
         // No addresses of single stations beside the port's own, then those of groups (5.1.6.5.2).
         let mut body = vec![0; 4];
         body.extend((groups.len() as u32).to_le_bytes());
