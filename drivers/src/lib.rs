@@ -30,6 +30,8 @@ pub mod open;
 pub mod pci;
 pub mod port;
 pub mod queue;
+#[cfg(test)]
+mod sharing;
 pub mod vfio;
 pub mod virtio;
 pub mod xdp;

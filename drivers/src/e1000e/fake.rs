@@ -12,7 +12,7 @@ use crate::queue::{AnyRx, AnyTx};
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use isoplane_memory::{Batch, FrameCache, Survey};
 
-pub(super) type Card = FakeFunction<Fake>;
+pub(crate) type Card = FakeFunction<Fake>;
 
 /// A half whose worker's successor begins with what it was when it was made, as after a fork.
 struct Reborn<H>(H);
@@ -78,7 +78,7 @@ impl From<E1000eTx<FakeBar<Fake>>> for AnyTx {
 
 /// What does not work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Defect {
+pub(crate) enum Defect {
     None,
     /// CTRL.RST stays.
     Reset,
@@ -91,18 +91,18 @@ pub(super) enum Defect {
 }
 
 /// The device. See the [module](self).
-pub(super) struct Fake {
-    pub(super) registers: Vec<u32>,
-    pub(super) ids: (u16, u16),
-    pub(super) bar_bytes: usize,
-    pub(super) defect: Defect,
+pub(crate) struct Fake {
+    pub(crate) registers: Vec<u32>,
+    pub(crate) ids: (u16, u16),
+    pub(crate) bar_bytes: usize,
+    pub(crate) defect: Defect,
     /// First words of the NVM: the Ethernet address.
-    pub(super) nvm: [u16; 3],
+    pub(crate) nvm: [u16; 3],
     /// The NVM was copied to the address registers.
-    pub(super) loads_address: bool,
-    pub(super) cable: bool,
-    pub(super) phy_control: u16,
-    pub(super) peer: Option<Card>,
+    pub(crate) loads_address: bool,
+    pub(crate) cable: bool,
+    pub(crate) phy_control: u16,
+    pub(crate) peer: Option<Card>,
     /// Contexts, by queue: start and place of the checksum.
     contexts: [Option<(usize, usize)>; 2],
     /// Packets of which not all pieces have come, by queue.
@@ -110,19 +110,19 @@ pub(super) struct Fake {
     /// Does the packet under way want its checksum, by queue.
     sums: [bool; 2],
     /// Descriptors that were no good, and writes that make no sense.
-    pub(super) complaints: Vec<String>,
+    pub(crate) complaints: Vec<String>,
     /// Contexts that were given.
-    pub(super) context_descriptors: usize,
+    pub(crate) context_descriptors: usize,
     /// Writes of tail registers.
-    pub(super) doorbells: usize,
+    pub(crate) doorbells: usize,
     /// The device reports nothing as sent.
-    pub(super) silent: bool,
+    pub(crate) silent: bool,
     /// What it should have reported meanwhile.
-    pub(super) unreported: usize,
+    pub(crate) unreported: usize,
 }
 
 impl Fake {
-    pub(super) fn new(last: u8) -> Self {
+    pub(crate) fn new(last: u8) -> Self {
         let mut fake = Self {
             registers: Vec::new(),
             ids: (VENDOR, DEVICE),
@@ -146,11 +146,11 @@ impl Fake {
         fake
     }
 
-    pub(super) fn get(&self, register: usize) -> u32 {
+    pub(crate) fn get(&self, register: usize) -> u32 {
         self.registers[register / 4]
     }
 
-    pub(super) fn set(&mut self, register: usize, value: u32) {
+    pub(crate) fn set(&mut self, register: usize, value: u32) {
         self.registers[register / 4] = value;
     }
 
@@ -174,6 +174,12 @@ impl Fake {
         let master = self.get(CTRL) & CTRL_MASTER_DISABLE == 0 || self.defect == Defect::Master;
         let link = if self.link_up() { STATUS_LINK_UP } else { 0 };
         link | 1 | 0b10 << STATUS_SPEED_SHIFT | if master { STATUS_MASTER_ENABLED } else { 0 }
+    }
+
+    /// Address and length in a descriptor of the first TX ring.
+    pub(crate) fn sent_from(&self, bus: &Bus, index: u64) -> (u64, usize) {
+        let at = self.ring(tx(0, 0)).0 + index * 16;
+        (bus.get64(at), bus.get16(at + 8).into())
     }
 
     fn complain(&mut self, what: impl Into<String>) {
@@ -292,7 +298,7 @@ impl Fake {
     }
 
     /// A packet comes from the wire.
-    pub(super) fn arrive(&mut self, bus: &Bus, packet: &[u8]) {
+    pub(crate) fn arrive(&mut self, bus: &Bus, packet: &[u8]) {
         if self.get(RCTL) & RCTL_EN == 0 || !self.link_up() || packet.len() < 14 {
             return;
         }
@@ -342,7 +348,7 @@ impl Fake {
     }
 
     /// The Toeplitz hash, bit by bit, over the fields that the datasheet names for the packet (section 7.1.11).
-    pub(super) fn hash(&self, packet: &[u8]) -> u32 {
+    pub(crate) fn hash(&self, packet: &[u8]) -> u32 {
         let Some(input) = hash_input(packet) else { return 0 };
         let key: Vec<u8> = (0..10).flat_map(|n| self.get(RSSRK + n * 4).to_le_bytes()).collect();
         let bit = |bytes: &[u8], n: usize| bytes[n / 8] >> (7 - n % 8) & 1;

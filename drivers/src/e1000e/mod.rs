@@ -28,7 +28,7 @@ mod stats;
 mod tx;
 
 #[cfg(test)]
-mod fake;
+pub(crate) mod fake;
 #[cfg(test)]
 mod tests;
 

@@ -90,6 +90,15 @@ impl Bus {
         self.live.load(Ordering::Relaxed)
     }
 
+    /// Bytes of DMA memory that is allocated: not those of pools.
+    pub(crate) fn dma_bytes(&self) -> usize {
+        locked(&self.mappings)
+            .iter()
+            .filter(|mapping| mapping.pool.is_none())
+            .map(|mapping| mapping.bytes)
+            .sum()
+    }
+
     /// May the device do DMA?
     pub(crate) fn is_master(&self) -> bool {
         self.master.load(Ordering::Relaxed)

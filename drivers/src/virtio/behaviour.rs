@@ -105,6 +105,19 @@ fn numbers_that_make_no_sense_are_refused() {
         let error = refused(|t| t.most = most, &small());
         assert!(matches!(&error, VirtioError::RingSize { size, .. } if *size == most), "{error}");
     }
+    let spread = |rss| {
+        move |t: &mut Traits| (t.pairs, t.rss, t.offered) = (2, rss, t.offered | Features::MQ | Features::RSS)
+    };
+    for rss in [(39, 128, 0x3f), (40, 0, 0x3f), (40, 128, 0)] {
+        assert!(matches!(refused(spread(rss), &several), VirtioError::Absurd { .. }), "{rss:?}");
+    }
+    for table in [1, 2, 100, u16::MAX] {
+        open(&with(spread((255, table, u32::MAX))), &pool(), &several).unwrap();
+    }
+    for few in [0, 2] {
+        let error = refused(|t| t.virtqueues = Some(few), &small());
+        assert!(matches!(error, VirtioError::Absurd { .. }), "{error}");
+    }
     let mtu = |mtu| move |t: &mut Traits| (t.mtu, t.offered) = (mtu, t.offered | Features::MTU);
     assert!(matches!(refused(mtu(67), &small()), VirtioError::Absurd { .. }));
     let VirtioError::MtuTooLarge { mtu: 9000, frame: 9018, .. } = refused(mtu(9000), &small()) else {
@@ -264,6 +277,20 @@ fn what_was_asked_for_is_commanded() {
     assert_eq!(port.mac(), config.mac);
     let many = vec![[1; 6]; 200];
     assert!(matches!(port.set_groups(&many), Err(VirtioError::Config { .. })));
+    assert!(matches!(port.set_groups(&[[2; 6]]), Err(VirtioError::Config { .. })), "no group");
+    assert!(matches!(port.pass_vlan(4095, true), Err(VirtioError::Config { value: 4095, .. })));
+    assert_eq!(device.device(|device, _| device.commands.len()), 0);
+}
+
+#[test]
+fn queues_that_are_dropped_and_not_closed_leave_their_rings_to_the_device() {
+    let (device, pool) = (with(|_| ()), pool());
+    let mut port = open(&device, &pool, &VirtioConfig { multi_buffer: true, ..small() }).unwrap();
+    let memory = device.bus().live();
+    drop(port.take_queue(0).unwrap());
+    assert_eq!((device.bus().live(), device.bus().is_master()), (memory, true));
+    drop(port);
+    assert_eq!((device.bus().live(), device.bus().is_master(), device.bus().faults()), (0, false, 0));
 }
 
 /// One end with the frames of a worker.

@@ -11,34 +11,38 @@ use std::collections::VecDeque;
 /// BAR of everything, and where its structures are, as QEMU has them.
 const BAR: u8 = 4;
 const COMMON_AT: usize = 0;
-pub(super) const DEVICE_AT: usize = 0x2000;
+pub(crate) const DEVICE_AT: usize = 0x2000;
 const NOTIFY_AT: usize = 0x3000;
 const BAR_BYTES: usize = 0x4000;
 const MULTIPLIER: usize = 4;
 /// Where the capabilities are: common, notify, device.
-pub(super) const CAPABILITIES: [usize; 3] = [0x40, 0x50, 0x64];
+pub(crate) const CAPABILITIES: [usize; 3] = [0x40, 0x50, 0x64];
 
 /// A command that was given: code and body.
-pub(super) type Command = ([u8; 2], Vec<u8>);
+pub(crate) type Command = ([u8; 2], Vec<u8>);
 
 /// What the device is like.
 #[derive(Debug, Clone)]
-pub(super) struct Traits {
-    pub(super) offered: Features,
+pub(crate) struct Traits {
+    pub(crate) offered: Features,
     /// Features that it offers and then does not accept.
-    pub(super) refused: Features,
-    pub(super) most: u16,
-    pub(super) pairs: u16,
-    pub(super) mtu: u16,
-    pub(super) mac: [u8; 6],
+    pub(crate) refused: Features,
+    pub(crate) most: u16,
+    pub(crate) pairs: u16,
+    pub(crate) mtu: u16,
+    pub(crate) mac: [u8; 6],
     /// Gives entries back in another order than it got them.
-    pub(super) shuffles: bool,
+    pub(crate) shuffles: bool,
     /// Does not come out of a reset.
-    pub(super) stuck: bool,
+    pub(crate) stuck: bool,
     /// The configuration changes so many times while it is read.
-    pub(super) unstable: u32,
+    pub(crate) unstable: u32,
     /// Answers to commands; nothing is no answer.
-    pub(super) answer: Option<u8>,
+    pub(crate) answer: Option<u8>,
+    /// What it says of hashes: bytes of a key, entries of the table, kinds.
+    pub(crate) rss: (u8, u16, u32),
+    /// The number of virtqueues that it says it has, when that is a lie.
+    pub(crate) virtqueues: Option<u16>,
 }
 
 impl Default for Traits {
@@ -66,22 +70,24 @@ impl Default for Traits {
             stuck: false,
             unstable: 0,
             answer: Some(0),
+            rss: (40, 128, 0x3f),
+            virtqueues: None,
         }
     }
 }
 
 /// One virtqueue.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Queue {
-    pub(super) size: u16,
-    pub(super) enabled: bool,
-    pub(super) vector: u16,
+pub(crate) struct Queue {
+    pub(crate) size: u16,
+    pub(crate) enabled: bool,
+    pub(crate) vector: u16,
     /// Addresses: descriptors, driver area, device area.
-    pub(super) at: [u64; 3],
-    pub(super) doorbells: u64,
-    pub(super) awake: bool,
-    pub(super) next_avail: u16,
-    pub(super) next_used: u16,
+    pub(crate) at: [u64; 3],
+    pub(crate) doorbells: u64,
+    pub(crate) awake: bool,
+    pub(crate) next_avail: u16,
+    pub(crate) next_used: u16,
     avail_wrap: bool,
     used_wrap: bool,
     packed: bool,
@@ -91,7 +97,7 @@ pub(super) struct Queue {
 /// An entry that the device has taken: its id, the descriptors of the ring that it takes up, and its buffers:
 /// address, length, writable.
 #[derive(Debug, Clone)]
-pub(super) struct Entry {
+pub(crate) struct Entry {
     id: u16,
     slots: u16,
     buffers: Vec<(u64, u32, bool)>,
@@ -102,15 +108,25 @@ const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
 
 impl Entry {
+    /// One that the device was never given, or was: it says that it is done with this id.
+    pub(crate) fn forged(id: u16) -> Self {
+        Self { id, slots: 1, buffers: Vec::new() }
+    }
+
+    /// Its buffers: address, length, writable.
+    pub(crate) fn buffers(&self) -> &[(u64, u32, bool)] {
+        &self.buffers
+    }
+
     /// Where its first buffer is.
-    pub(super) fn address(&self) -> u64 {
+    pub(crate) fn address(&self) -> u64 {
         self.buffers[0].0
     }
 }
 
 impl Queue {
     /// The device's side of a ring that is already laid out.
-    pub(super) fn serving(size: u16, at: [u64; 3], packed: bool) -> Self {
+    pub(crate) fn serving(size: u16, at: [u64; 3], packed: bool) -> Self {
         Self { size, at, packed, enabled: true, avail_wrap: true, used_wrap: true, ..Self::default() }
     }
 
@@ -207,16 +223,16 @@ impl Queue {
         Self::advance(&mut self.next_used, &mut self.used_wrap, entry.slots, self.size);
     }
 
-    pub(super) fn pop(&mut self, bus: &Bus) -> Option<Entry> {
+    pub(crate) fn pop(&mut self, bus: &Bus) -> Option<Entry> {
         if self.packed { self.pop_packed(bus) } else { self.pop_split(bus) }
     }
 
-    pub(super) fn push(&mut self, bus: &Bus, entry: &Entry, len: u32) {
+    pub(crate) fn push(&mut self, bus: &Bus, entry: &Entry, len: u32) {
         if self.packed { self.push_packed(bus, entry, len) } else { self.push_split(bus, entry, len) }
     }
 
     /// Says whether doorbells are wanted: from the next entry on, or not at all.
-    pub(super) fn listen(&self, bus: &Bus, on: bool) {
+    pub(crate) fn listen(&self, bus: &Bus, on: bool) {
         if self.packed {
             let flags: u16 = match (on, self.events) {
                 (false, _) => 1,
@@ -237,26 +253,26 @@ impl Queue {
 }
 
 /// The device.
-pub(super) struct FakeNet {
-    pub(super) traits: Traits,
-    pub(super) status: u8,
-    pub(super) chosen: Features,
-    pub(super) queues: Vec<Queue>,
-    pub(super) link_up: bool,
-    pub(super) generation: u8,
-    pub(super) commands: Vec<Command>,
+pub(crate) struct FakeNet {
+    pub(crate) traits: Traits,
+    pub(crate) status: u8,
+    pub(crate) chosen: Features,
+    pub(crate) queues: Vec<Queue>,
+    pub(crate) link_up: bool,
+    pub(crate) generation: u8,
+    pub(crate) commands: Vec<Command>,
     /// Packets that have come in and not yet been given to the driver, each for a pair of queues.
-    pub(super) inbound: VecDeque<(u16, Vec<u8>, [u8; 20])>,
+    pub(crate) inbound: VecDeque<(u16, Vec<u8>, [u8; 20])>,
     /// Packets that were sent: on which pair, header, bytes.
-    pub(super) outbound: VecDeque<(u16, Vec<u8>, Vec<u8>)>,
+    pub(crate) outbound: VecDeque<(u16, Vec<u8>, Vec<u8>)>,
     /// Bus mastering was on when the driver said that it was ready.
-    pub(super) master_at_start: Option<bool>,
+    pub(crate) master_at_start: Option<bool>,
     selects: [u32; 3],
     master: bool,
 }
 
 impl FakeNet {
-    pub(super) fn new(traits: Traits) -> FakeFunction<Self> {
+    pub(crate) fn new(traits: Traits) -> FakeFunction<Self> {
         let mut device = Self {
             traits,
             status: 0,
@@ -293,7 +309,7 @@ impl FakeNet {
     }
 
     /// Lets the device work: it sends what it was told of, gives out what came in, and answers commands.
-    pub(super) fn step(&mut self, bus: &Bus) {
+    pub(crate) fn step(&mut self, bus: &Bus) {
         if self.status & status::DRIVER_OK == 0 || !self.master {
             return;
         }
@@ -415,7 +431,7 @@ impl FakeNet {
         let most = self.traits.most;
         match offset {
             common::DEVICE_FEATURE => (self.traits.offered.bits() >> (32 * (self.selects[0] & 1))) as u32,
-            common::NUM_QUEUES => self.queues.len() as u32,
+            common::NUM_QUEUES => self.traits.virtqueues.map_or(self.queues.len() as u32, u32::from),
             common::DEVICE_STATUS => self.status.into(),
             common::CONFIG_GENERATION => {
                 if self.traits.unstable > 0 {
@@ -504,9 +520,9 @@ impl FakeNet {
             net::STATUS => status.into(),
             net::MAX_PAIRS => self.traits.pairs.into(),
             net::MTU => self.traits.mtu.into(),
-            net::RSS_MAX_KEY => 40,
-            net::RSS_MAX_TABLE => 128,
-            net::HASH_TYPES => 0x3f,
+            net::RSS_MAX_KEY => self.traits.rss.0.into(),
+            net::RSS_MAX_TABLE => self.traits.rss.1.into(),
+            net::HASH_TYPES => self.traits.rss.2,
             _ => 0,
         }
     }
@@ -566,7 +582,7 @@ impl Device for FakeNet {
 }
 
 /// Lets two devices work, with a wire between them; what one sends on a pair of queues arrives at the same pair.
-pub(super) fn exchange(a: &FakeFunction<FakeNet>, b: &FakeFunction<FakeNet>) {
+pub(crate) fn exchange(a: &FakeFunction<FakeNet>, b: &FakeFunction<FakeNet>) {
     for (from, to) in [(a, b), (b, a)] {
         let sent = from.device(|device, bus| {
             device.step(bus);

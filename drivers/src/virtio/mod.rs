@@ -47,7 +47,9 @@ mod tx;
 #[cfg(test)]
 mod behaviour;
 #[cfg(test)]
-mod fake;
+pub(crate) mod fake;
+#[cfg(test)]
+mod hostile;
 #[cfg(test)]
 mod reborn;
 #[cfg(test)]

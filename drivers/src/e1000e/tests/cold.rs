@@ -218,6 +218,17 @@ fn filters_let_in_what_they_name() {
 }
 
 #[test]
+fn an_address_that_was_given_is_the_one_that_is_received() {
+    let given = [2, 0, 0, 0, 0, 0x77];
+    let filter = Filter::Own { groups: Vec::new() };
+    let mut pair = Pair::open(&E1000eConfig { mac: Some(given), filter, ..E1000eConfig::default() });
+    pair.send(0, &[given, [2, 0, 0, 0, 0, 2], [1, 0, 0x5e, 0, 0, 1], [0xff; 6]].map(to));
+    let come: Vec<[u8; 6]> = pair.received(0).iter().map(|p| p[..6].try_into().unwrap()).collect();
+    assert_eq!(come, [given, [0xff; 6]]);
+    pair.close();
+}
+
+#[test]
 fn statistics_are_the_devices_and_add_up() {
     let mut pair = Pair::open(&E1000eConfig::default().rings(64, 128));
     for round in 1..=3 {

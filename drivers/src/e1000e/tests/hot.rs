@@ -272,6 +272,19 @@ fn a_packet_in_pieces_waits_for_its_end_and_for_room() {
 }
 
 #[test]
+fn tagged_packets_pass_as_they_are_the_longest_too() {
+    let mut pair = Pair::open(&E1000eConfig::default());
+    let tagged = [60, 1518].map(|len| {
+        let mut packet = make(len as u32, len);
+        packet[12..16].copy_from_slice(&[0x81, 0, 0x20, 5]);
+        packet
+    });
+    pair.send(0, &tagged);
+    assert_eq!(pair.received(0), tagged);
+    pair.close();
+}
+
+#[test]
 fn a_packet_without_an_end_and_a_damaged_one_are_dropped_and_counted() {
     let mut pair = Pair::open(&E1000eConfig::default().mtu(9000));
     let mut batch = Batch::new();
