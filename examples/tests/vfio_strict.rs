@@ -16,7 +16,7 @@ use isoplane_lab::traffic::{Endpoint, Flow, Traffic};
 use isoplane_lab::{CpuWitness, FlowReport, Machine, Namespace};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -124,6 +124,9 @@ fn silent_over(kind: &str) {
     let flows = [Flow::Echo { window: 4, largest: 1400 }, Flow::Datagrams { window: 8, largest: 1472 }];
     let end = |space, address: Ipv4Addr| Endpoint { namespace: space, address: address.into() };
     let [from, to] = [end(&left_space, addresses[0]), end(&right_space, addresses[1])];
+    // The worker has come to its CPU in the meantime: the witness is not blind.
+    let before = witness.seen().expect("what it saw");
+    assert!(before.traced > 0 && before.interrupts() > 0, "{before:?}");
     witness.forget().expect("what it saw");
     let traffic = Traffic::start(from, to, &flows).expect("traffic");
     std::thread::sleep(WATCH);
@@ -139,8 +142,10 @@ fn silent_over(kind: &str) {
     let breaches: u64 = Cause::ALL.iter().map(|cause| statistics.total(&format!("breach_{cause}"))).sum();
     let verified: u64 = reports.iter().map(|report| report.counts.verified).sum();
     let (rx, tx) = (statistics.total("rx_frames"), statistics.total("tx_frames"));
-    println!(
-        "TABLE {kind} | {backend} | {} s | frames in {rx}, out {tx}, messages verified {verified} | \
+    // Past the harness, which keeps what tests that pass print.
+    let _ = writeln!(
+        std::io::stderr(),
+        "\n{kind} | {backend} | {} s | frames in {rx}, out {tx}, messages verified {verified} | \
          interrupts {:?} | trace events {} | breaches {breaches} | counted by isoplane: {interruptions:?}",
         WATCH.as_secs(),
         seen.interrupts,
@@ -167,9 +172,6 @@ fn silent_over(kind: &str) {
         assert!(seen.interrupts.is_empty(), "{seen:?}\n{}", witness.trace(40).unwrap_or_default());
         assert_eq!(seen.traced, 0, "{}", witness.trace(40).unwrap_or_default());
         assert!(interruptions.is_empty(), "{interruptions:?}");
-    } else {
-        // A kernel that does not isolate: the counters do count.
-        assert!(seen.interrupts() > 0 && seen.traced > 0, "{seen:?}");
     }
 
     kill(Pid::from_raw(program.0.id().cast_signed()), Signal::SIGINT).expect("SIGINT");
