@@ -15,7 +15,7 @@ use crate::port::{Port, RxQueue, TxQueue};
 use crate::queue::Queue;
 use crate::xdp::Want;
 use isoplane_memory::pool::META_BYTES;
-use isoplane_memory::recovery::Balance;
+use isoplane_memory::recovery::{Balance, Recovered};
 use isoplane_memory::{Batch, FrameCache, FrameFlags, FrameMeta, HugePages, Lock, Pool, PoolConfig, Survey};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -208,13 +208,45 @@ impl Lab {
                 });
             }
             Step::Die => {
-                let mut survey = Survey::new(frames);
-                queue.survey(&mut survey);
-                // SAFETY: no frame is alive between steps, and the one queue was surveyed.
-                let _ = unsafe { survey.finish(frames) };
+                self.die();
             }
         }
         0
+    }
+
+    /// The worker is gone, another one takes its place.
+    fn die(&mut self) -> Recovered {
+        let mut survey = Survey::new(&self.frames);
+        self.queue.survey(&mut survey);
+        // SAFETY: no frame is alive between steps, and the one queue was surveyed.
+        unsafe { survey.finish(&mut self.frames) }
+    }
+
+    /// A worker that has died did not come to showing the device what it has written from `position` on.
+    fn unpublish(&self, tx: bool, position: u16) {
+        self.device.device(|device, bus| {
+            let queue = &device.queues[usize::from(tx)];
+            if self.kind.packed {
+                let flags = queue.at[0] + u64::from(position % RING) * 16 + 14;
+                let hidden = bus.get16(flags) ^ 1 << 7;
+                assert!(bus.write(flags, &hidden.to_le_bytes()));
+                assert!(bus.write(self.shared(queue, 1), &u64::from(position).to_le_bytes()));
+            } else {
+                assert!(bus.write(queue.at[1] + 2, &position.to_le_bytes()));
+            }
+        });
+    }
+
+    /// It did not come to noting that it had taken anything.
+    fn untake(&self, tx: bool) {
+        self.device.device(|device, bus| {
+            assert!(bus.write(self.shared(&device.queues[usize::from(tx)], 0), &[0; 8]));
+        });
+    }
+
+    /// Where a word is that the queue's lives share.
+    fn shared(&self, queue: &super::fake::Queue, word: u64) -> u64 {
+        queue.at[0] + ring_bytes(self.kind.packed) - 64 + word * 8
     }
 
     /// Closes: whatever happened, all frames are there.
@@ -328,6 +360,78 @@ proptest! {
 const PLAIN: Kind =
     Kind { packed: false, events: true, several: false, checksum: false, hash: false, shuffles: false };
 
+fn both() -> [Lab; 2] {
+    [false, true].map(|packed| Lab::new(Kind { packed, several: true, ..PLAIN }))
+}
+
+#[test]
+fn chunks_that_a_dying_worker_had_not_published_are_its_successors() {
+    for mut lab in both() {
+        lab.step(&Step::Arrive(40, 100));
+        assert_eq!(lab.step(&Step::Receive), 40);
+        // They were replaced by 40 others, which are in custody.
+        lab.unpublish(false, RING);
+        let found = lab.die();
+        assert_eq!((found.unpublished, found.in_rings, found.lies), (40, u32::from(RING) - 40, 0));
+        lab.check();
+        lab.step(&Step::Arrive(20, 100));
+        assert_eq!(lab.step(&Step::Receive), 20);
+        assert_eq!(lab.port.statistics().bad_descriptors, 0);
+        lab.close();
+    }
+}
+
+#[test]
+fn packets_that_a_dying_worker_took_and_did_not_note_are_received_by_its_successor() {
+    for mut lab in both() {
+        lab.step(&Step::Arrive(10, 100));
+        assert_eq!(lab.step(&Step::Receive), 10);
+        lab.untake(false);
+        let found = lab.die();
+        assert_eq!((found.unpublished, found.in_rings, found.lies), (0, RING.into(), 0));
+        lab.check();
+        assert_eq!(lab.step(&Step::Receive), 10, "nobody has seen them");
+        assert_eq!(lab.port.statistics().bad_descriptors, 0);
+        lab.close();
+    }
+}
+
+#[test]
+fn all_frames_of_a_packet_that_a_dying_worker_had_not_sent_are_its_successors() {
+    for mut lab in both() {
+        let (free, more) = (lab.frames.len(), FrameFlags::MORE.bits());
+        lab.step(&Step::Transmit(vec![(100, more, 0), (100, more, 0), (100, 0, 0)]));
+        assert_eq!(lab.frames.len(), free - 3);
+        lab.unpublish(true, 0);
+        let found = lab.die();
+        assert_eq!((found.unpublished, found.in_rings, found.lies), (3, RING.into(), 0));
+        assert_eq!((lab.frames.len(), lab.queue.tx.in_flight()), (free, 0));
+        lab.check();
+        lab.close();
+    }
+}
+
+#[test]
+fn packets_that_a_dying_worker_took_back_and_did_not_note_come_back_once() {
+    for mut lab in both() {
+        let (free, more) = (lab.frames.len(), FrameFlags::MORE.bits());
+        lab.step(&Step::Transmit(vec![(100, 0, 0), (100, more, 0), (100, 0, 0)]));
+        lab.step(&Step::Work);
+        lab.step(&Step::Reclaim);
+        assert_eq!(lab.frames.len(), free);
+        lab.untake(true);
+        let found = lab.die();
+        assert_eq!((found.unpublished, found.in_rings, found.lies), (0, u32::from(RING) + 3, 0));
+        assert_eq!((lab.frames.len(), lab.queue.tx.in_flight()), (free - 3, 3));
+        lab.check();
+        lab.step(&Step::Reclaim);
+        assert_eq!((lab.frames.len(), lab.queue.tx.in_flight()), (free, 0));
+        assert_eq!(lab.port.statistics().bad_descriptors, 0);
+        lab.check();
+        lab.close();
+    }
+}
+
 #[test]
 fn counts_that_the_device_has_written_do_not_overflow() {
     for packed in [false, true] {
@@ -336,8 +440,7 @@ fn counts_that_the_device_has_written_do_not_overflow() {
             for queue in &device.queues[..2] {
                 // Lies, doorbells, refused frames: of the words behind the ring.
                 for word in [2, 3, 4] {
-                    let at = queue.at[0] + ring_bytes(packed) - 64 + word * 8;
-                    assert!(bus.write(at, &[0xff; 8]));
+                    assert!(bus.write(lab.shared(queue, word), &[0xff; 8]));
                 }
             }
         });

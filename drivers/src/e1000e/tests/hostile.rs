@@ -239,6 +239,14 @@ fn packets_that_a_dying_worker_had_not_sent_are_its_successors() {
     assert_eq!((found.unpublished, found.lies), (7, 0));
     assert_eq!((lab.frames.len(), lab.queue.tx.in_flight()), (free + 7, 0));
     lab.check();
+    // Of two descriptors, one is no packet's: it says where the checksum goes.
+    let asks = (FrameFlags::TX_CHECKSUM | FrameFlags::META).bits();
+    lab.step(&Step::Transmit(vec![(100, asks, 34)]));
+    assert_eq!(lab.card.device(|device, _| device.context_descriptors), 1);
+    lab.unwrite(Word::TxPosted, 0);
+    let found = lab.die();
+    assert_eq!((found.unpublished, found.lies, lab.frames.len()), (1, 0, free + 7));
+    lab.check();
     lab.close();
 }
 
