@@ -6,6 +6,7 @@ mod forwarding;
 mod isolation;
 mod launching;
 mod network;
+mod nics;
 mod peer;
 mod rehearsal;
 #[path = "../sealed/seal.rs"]
@@ -39,6 +40,8 @@ fn main() {
         ("two-workers-on-two-queues", network::two_workers_on_two_queues),
         ("sealed-bridge", network::sealed_bridge),
         ("refused-frames-are-drops", network::refused_frames_are_drops),
+        ("worker-killed-over-vfio", nics::worker_killed),
+        ("program-killed-over-vfio", nics::program_killed),
         ("worker-hangs", faults::worker_hangs),
         ("one-dies-the-other-forwards", faults::one_dies_the_other_forwards),
         ("peer-lies", faults::peer_lies),

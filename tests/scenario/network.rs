@@ -20,8 +20,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-const LEFT: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
-const RIGHT: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
+pub(crate) const LEFT: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+pub(crate) const RIGHT: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
 
 /// Two hosts and the namespace between them.
 pub(crate) struct Hosts {
@@ -33,6 +33,11 @@ pub(crate) struct Hosts {
 impl Hosts {
     pub(crate) fn new() -> Self {
         Self::with_queues(1)
+    }
+
+    /// Hosts that are there, with interfaces of [`LEFT`] and [`RIGHT`]. Nothing is between them.
+    pub(crate) fn of(left: Namespace, right: Namespace) -> Self {
+        Self { left, right, middle: Namespace::new().expect("namespace") }
     }
 
     fn with_queues(queues: u32) -> Self {
@@ -52,7 +57,7 @@ impl Hosts {
         veth::pair(&end, &port).expect("veth pair");
     }
 
-    fn endpoints(&self) -> (Endpoint<'_>, Endpoint<'_>) {
+    pub(crate) fn endpoints(&self) -> (Endpoint<'_>, Endpoint<'_>) {
         let left = Endpoint { namespace: &self.left, address: LEFT };
         (left, Endpoint { namespace: &self.right, address: RIGHT })
     }
@@ -83,7 +88,7 @@ impl Hosts {
     }
 
     /// Exchanges until every flow has been answered: a link has come back, a worker has learned.
-    fn wait_for_traffic(&self) {
+    pub(crate) fn wait_for_traffic(&self) {
         wait_for("traffic to pass", || {
             let reports = self.exchange(Duration::from_millis(100));
             reports.iter().all(|r| r.counts.verified > 0)

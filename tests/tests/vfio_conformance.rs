@@ -1,6 +1,7 @@
 //! The port conformance suite between two ports that drive QEMU's devices through VFIO, one on each end of a cable:
-//! virtio-net and e1000e with every kind of ring, each kind over both of the kernel's interfaces to the IOMMU, once with
-//! long packets. Only in the guest (`cargo xtask kernel test vfio_conformance`); elsewhere there is nothing to test.
+//! virtio-net and e1000e with every kind of ring, each kind over both of the kernel's interfaces to the IOMMU, once
+//! with long packets. Only in the guest (`cargo xtask kernel test vfio_conformance`); elsewhere there is nothing to
+//! test.
 
 #[path = "vfio/hub.rs"]
 #[allow(dead_code, reason = "each test binary takes what it needs")]

@@ -4,6 +4,8 @@
 
 #[path = "vfio/astray.rs"]
 mod astray;
+#[path = "vfio/dataplane.rs"]
+mod dataplane;
 #[path = "vfio/hub.rs"]
 #[allow(dead_code, reason = "each test binary takes what it needs")]
 mod hub;

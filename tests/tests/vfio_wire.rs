@@ -1,6 +1,6 @@
 //! Ports that drive QEMU's devices through VFIO, and what is on the other end of their cables: Linux's own drivers,
-//! cables that are pulled, several queues, ports of other kinds. Only in the guest (`cargo xtask kernel test vfio_wire`); elsewhere there is
-//! nothing to test.
+//! cables that are pulled or full, several queues, ports of other kinds. Only in the guest (`cargo xtask kernel test
+//! vfio_wire`); elsewhere there is nothing to test.
 
 #[path = "vfio/cable.rs"]
 mod cable;
