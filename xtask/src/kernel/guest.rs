@@ -224,7 +224,8 @@ impl Machine {
         });
         qemu.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
         if self.counted {
-            qemu.args(["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"]);
+            // Without sleep, time would jump to the next timeout whenever the guest waits for the host's files.
+            qemu.args(["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=on"]);
         } else {
             qemu.args(["-accel", "tcg,thread=multi"]);
         }
