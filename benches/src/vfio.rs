@@ -9,7 +9,7 @@
 //!            one hub        what one sends the other one receives
 //! ```
 //!
-//! The forwarder sends [`AROUND`] packets from each port before it starts. From then on they go round,
+//! The forwarder sends `AROUND` packets from each port before it starts. From then on they go round,
 //! both ways, for ever: there is no generator that could be the bottleneck, or take CPU time from either side, and
 //! nothing waits but for the forwarder and the devices. Both sides send the same packets (those of testpmd's `txonly`)
 //! with rings of the same sizes and leave them as they are; ours is the worker's loop ([`Turns`]) with its counters,

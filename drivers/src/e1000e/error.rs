@@ -3,7 +3,7 @@
 use super::layout::MAX_MTU;
 use crate::pci::FunctionError;
 
-/// See the [module](self).
+/// Why a port for an 82574L could not be opened or changed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum E1000eError {

@@ -28,7 +28,7 @@ use std::time::Duration;
 ///
 /// `Auto` takes the first of these that works for the thread. `task-isolation` is for a thread that is pinned
 /// to a `nohz_full` CPU; on a patched kernel any other thread gets `dispatch`, with a
-/// [`Weakness`](crate::Weakness) that says why.
+/// [`Weakness`] that says why.
 ///
 /// **What a visit is** differs: under `task-isolation` isolation is off during a visit to the slow path, so
 /// nothing in it is a breach; under `dispatch` a page fault in it is one, as in the rest of the mode.
