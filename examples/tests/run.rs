@@ -154,7 +154,7 @@ fn l2fwd_bridges_two_hosts() {
 fn l2fwd_says_what_is_wrong() {
     let usage = run("l2fwd", &["only-one"]);
     assert!(!usage.status.success());
-    assert!(String::from_utf8_lossy(&usage.stderr).contains("usage: l2fwd IFACE IFACE"));
+    assert!(String::from_utf8_lossy(&usage.stderr).contains("usage: l2fwd [--unsafe-noiommu] PORT PORT"));
     if nix::unistd::geteuid().is_root() {
         let unknown = run("l2fwd", &["nosuch0", "nosuch1"]);
         assert!(!unknown.status.success());
