@@ -359,8 +359,8 @@ impl Ring for Packed {
         }
         let free = u32::from(self.free());
         let unpublished = if at == self.posted { free.min(n) } else { 0 };
-        for position in (0..unpublished).map(|n| at.wrapping_add(n)) {
-            // What is published next must not be followed by these.
+        for position in (0..free).map(|n| self.posted.wrapping_add(n)) {
+            // What is published next must not be followed by what was written and not even noted.
             let second = self.second(position);
             let fields = second.load(Ordering::Relaxed) & !BOTH;
             second.store(fields | self.done(position) ^ BOTH, Ordering::Relaxed);
