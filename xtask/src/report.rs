@@ -62,7 +62,8 @@ impl Reader {
             self.said_skipped += 1;
             return true;
         }
-        if let Some(counts) = text.strip_prefix("test result: ") {
+        // At the start of the line only: our own tests print the results of tests that they play.
+        if let Some(counts) = line.strip_prefix("test result: ") {
             self.in_successes = false;
             self.tally.passed += before(counts, " passed");
             self.tally.failed += before(counts, " failed");
@@ -129,6 +130,13 @@ mod tests {
         );
         assert!(!shown.contains(&"chatter"), "the output of passing tests is not shown");
         assert!(shown.contains(&"skipped: no veth here"));
+    }
+
+    #[test]
+    fn results_that_a_test_prints_are_none() {
+        let (tally, _) =
+            read("  test result: FAILED. 2 passed; 1 failed; 0 ignored\ntest result: ok. 3 passed; 0 failed");
+        assert_eq!((tally.passed, tally.failed), (3, 0));
     }
 
     #[test]
