@@ -1,4 +1,5 @@
-//! Ports of different kinds that share a pool: what passes between them is a handle, and what all of it takes.
+//! Tests of ports of different kinds that share a pool: what passes between them is a handle; and how much memory all
+//! of it takes. Nothing of this is in the library.
 
 use crate::conformance::packet::make;
 use crate::e1000e::fake::{Card, Fake};

@@ -123,7 +123,9 @@ pub enum VfioError {
         address: String,
     },
     /// It is behind an IOMMU, and that is not to be given up.
-    #[error("device {address} is behind an IOMMU; leave --unsafe-noiommu out")]
+    #[error(
+        "device {address} is behind an IOMMU; take IommuChoice::Auto (l2fwd: leave --unsafe-noiommu out)"
+    )]
     IommuThere {
         /// Its address.
         address: String,
