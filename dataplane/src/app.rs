@@ -12,7 +12,7 @@ use isoplane_memory::{Batch, Frame, FrameCache, Kernel, Pool};
 use std::sync::Arc;
 
 /// A port of this worker: its place in the worker's list of ports.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct PortId(pub u8);
 
 impl PortId {

@@ -5,6 +5,7 @@
 //! `state` when the worker is dead. A worker reads one line a turn and writes one.
 #![allow(unsafe_code, reason = "slots of atomics in a region; see each block")]
 
+use crate::tables::{Epoch, Epochs};
 use isoplane_memory::{Region, RegionConfig, RegionError};
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -179,8 +180,32 @@ impl Control {
         unsafe { self.slots.add(worker).as_ref() }
     }
 
+    pub(crate) fn epochs(&self) -> WorkerEpochs {
+        WorkerEpochs { control: self.clone() }
+    }
+
     pub(crate) fn slots(&self) -> impl Iterator<Item = &Slot> {
         (0..self.count).map(|worker| self.slot(worker))
+    }
+}
+
+/// How far a dataplane's workers are; see [`Running::epochs`](crate::Running::epochs).
+#[derive(Debug, Clone)]
+pub struct WorkerEpochs {
+    control: Control,
+}
+
+impl Epochs for WorkerEpochs {
+    fn now(&self) -> Epoch {
+        Epoch { workers: self.control.slots().map(|slot| (slot.turns(), slot.starts())).collect() }
+    }
+
+    fn passed(&self, then: &Epoch) -> bool {
+        self.control.slots().zip(&then.workers).all(|(slot, (turns, starts))| {
+            slot.turns() != *turns
+                || slot.starts() != *starts
+                || !matches!(slot.state(), WorkerState::Running | WorkerState::Draining)
+        })
     }
 }
 

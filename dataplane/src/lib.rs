@@ -15,6 +15,7 @@
 //! | [`observer`] | the housekeeping thread that counts what interrupted isolated workers |
 //! | [`rehearsal`] | synthetic packets for a worker's app, before the worker is isolated |
 //! | [`blocks`] | reusable forwarding steps: cross-connect, learning bridge |
+//! | [`tables`] | what a router knows: routes, next hops, interfaces, in shared memory |
 //! | [`wire`] | packet formats: views over bytes, and values |
 #![deny(missing_docs, unsafe_code)]
 
@@ -33,6 +34,7 @@ pub mod observer;
 pub mod rehearsal;
 pub mod report;
 pub mod running;
+pub mod tables;
 pub mod turns;
 mod watcher;
 pub mod wire;
@@ -41,7 +43,7 @@ mod zygote;
 
 pub use app::{App, DropReason, PortId, Turn};
 pub use builder::{Builder, Dataplane, Kicks, LaunchError, PortRef, Restart, Worker};
-pub use control::WorkerState;
+pub use control::{WorkerEpochs, WorkerState};
 pub use isoplane_drivers as drivers;
 pub use isoplane_isolation as isolation;
 pub use isoplane_memory as memory;

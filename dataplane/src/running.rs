@@ -6,12 +6,13 @@
 //! its pool's depot. Dropping a [`Running`] stops it.
 
 use crate::builder::{LaunchError, PortRef, Restart};
-use crate::control::{Control, WorkerState};
+use crate::control::{Control, WorkerEpochs, WorkerState};
 use crate::drainer;
 use crate::housekeeping::{elsewhere, spawn, stay_on};
 use crate::kicker::{self, Target};
 use crate::observer;
 use crate::report::{PoolEnd, StopReport, WorkerEnd};
+use crate::tables::Epochs;
 use crate::watcher::{Shared, lock};
 use crate::worker::{Body, End, Placement, Time};
 use crate::zygote::{self, Handle};
@@ -349,19 +350,24 @@ impl Running {
     #[must_use]
     pub fn synchronise(&self, patience: Duration) -> bool {
         let start = Instant::now();
-        let before: Vec<(u64, u32)> =
-            self.shared.control.slots().map(|slot| (slot.turns(), slot.starts())).collect();
-        self.shared.control.slots().zip(before).all(|(slot, (turns, starts))| {
-            loop {
-                let over = slot.turns() != turns
-                    || slot.starts() != starts
-                    || !matches!(slot.state(), WorkerState::Running | WorkerState::Draining);
-                if over || start.elapsed() > patience {
-                    break over;
-                }
-                std::thread::yield_now();
+        let epochs = self.epochs();
+        let before = epochs.now();
+        loop {
+            if epochs.passed(&before) {
+                return true;
             }
-        })
+            if start.elapsed() > patience {
+                return false;
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    /// How far the workers are, for whoever changes tables under them. Stays usable when this is gone: workers
+    /// that have stopped hold nothing.
+    #[must_use]
+    pub fn epochs(&self) -> WorkerEpochs {
+        self.shared.control.epochs()
     }
 
     /// Why the dataplane has ended by itself, if it has.

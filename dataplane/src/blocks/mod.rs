@@ -2,6 +2,7 @@
 
 pub mod bridge;
 pub mod cross_connect;
+pub mod router;
 
 pub use bridge::{Bridge, BridgeConfig};
 pub use cross_connect::CrossConnect;
