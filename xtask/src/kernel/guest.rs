@@ -255,7 +255,7 @@ impl Machine {
         qemu.arg("-chardev").arg(console).args(["-serial", "chardev:console"]);
         qemu.args(["-device", "virtio-serial-pci"]);
         if self.nics {
-            qemu.args(nics::arguments(&escaped(&nics::socket(share)), taps));
+            qemu.args(nics::arguments(&escaped(&nics::socket(share)), taps, self.counted));
         }
         qemu.args(&self.qemu);
         Ok(qemu)

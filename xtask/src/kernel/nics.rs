@@ -19,6 +19,9 @@ use std::process::{Command, Stdio};
 const KINDS: [(&str, &str, &str); 2] = [("virtio", "virtio-net-pci", VIRTIO), ("e1000e", "e1000e", "")];
 /// As a cloud has them: modern only, behind the IOMMU; packed rings for whoever wants them.
 const VIRTIO: &str = ",disable-legacy=on,iommu_platform=on,ats=on,packed=on";
+/// Where instructions are counted: packets are taken from a TX ring a while after its doorbell, all at once, and
+/// not whenever the host gets round to it; so batches are as long in each run, and as long for each forwarder.
+const PACED: &str = ",tx=timer";
 /// Devices of a kind on hubs.
 const EACH: usize = 4;
 /// Those with several queues.
@@ -75,8 +78,8 @@ impl Taps {
     }
 }
 
-/// QEMU's arguments for all of them, with the monitor at `socket`.
-pub(super) fn arguments(socket: &str, taps: Taps) -> Vec<String> {
+/// QEMU's arguments for all of them, with the monitor at `socket`; `counted` where the guest counts instructions.
+pub(super) fn arguments(socket: &str, taps: Taps, counted: bool) -> Vec<String> {
     let mut all = Vec::new();
     let mut add = |option: &str, value: String| all.extend([option.to_owned(), value]);
     let mut nic = |at: usize, netdev: String, device: String| {
@@ -85,10 +88,15 @@ pub(super) fn arguments(socket: &str, taps: Taps) -> Vec<String> {
         add("-device", format!("{device},netdev=cable{at},bus=port{at},mac=02:00:00:00:00:{at:02x}"));
     };
     for (kind, (name, device, more)) in KINDS.iter().enumerate() {
+        let paced = if counted && *more == VIRTIO { PACED } else { "" };
         for each in 0..EACH {
             let at = kind * EACH + each;
             let hub = at / 2;
-            nic(at, format!("hubport,id=cable{at},hubid={hub}"), format!("{device},id={name}{each}{more}"));
+            nic(
+                at,
+                format!("hubport,id=cable{at},hubid={hub}"),
+                format!("{device},id={name}{each}{more}{paced}"),
+            );
         }
     }
     if taps != Taps::None {
@@ -126,7 +134,7 @@ mod tests {
 
     #[test]
     fn each_device_has_a_cable_a_port_and_a_name_of_its_own() {
-        let all = arguments("/s", Taps::Root);
+        let all = arguments("/s", Taps::Root, false);
         assert_eq!(all.len() % 2, 0);
         let ids = |option: &str| {
             let pairs = all.chunks(2).filter(|pair| pair[0] == option);
@@ -145,7 +153,7 @@ mod tests {
         names.sort();
         names.dedup();
         assert_eq!(names.len(), count, "{names:?}");
-        assert!(!arguments("/s", Taps::None).concat().contains("virtio5"));
+        assert!(!arguments("/s", Taps::None, false).concat().contains("virtio5"));
     }
 
     #[test]
