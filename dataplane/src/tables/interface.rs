@@ -1,7 +1,7 @@
 //! The router's interfaces: a port or a VLAN of it, with what the kernel says about it.
 //!
 //! Contract: an interface is eight words, one cache line. Words are changed one at a time; the two
-//! words of an IPv6 address are read together where that matters ([`Interfaces::address6`]).
+//! words of an IPv6 address are read together where that matters ([`Interfaces::get`]).
 
 use crate::app::PortId;
 use crate::wire::ethernet::MacAddress;

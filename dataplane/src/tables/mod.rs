@@ -105,7 +105,8 @@ impl Tables {
 }
 
 impl TablesWriter {
-    /// Lets go of everything that no worker can still be reading; call it now and then.
+    /// Lets go of everything that no worker can still be reading. Call it after some hundred changes and
+    /// now and then: what waits for it takes memory of the tables.
     pub fn collect(&mut self, epochs: &dyn Epochs) {
         self.fib4.collect(epochs);
         self.fib6.collect(epochs);
