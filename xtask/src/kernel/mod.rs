@@ -8,6 +8,7 @@ mod cache;
 mod console;
 mod guest;
 mod nics;
+mod programs;
 mod recipe;
 mod source;
 mod suite;
