@@ -47,11 +47,29 @@ pub enum DropReason {
     NoPort = 7,
     /// The port could never send it: empty, too long, or asking for what the port cannot do.
     Refused = 8,
+    /// Came in by no interface of the router, or by one that is down, or would leave by one.
+    NoInterface = 9,
+    /// No route, or one that says to drop it.
+    NoRoute = 10,
+    /// No hops left.
+    HopLimit = 11,
+    /// Too long for the next link.
+    TooBig = 12,
+    /// Its neighbour is not resolved, and it cannot wait.
+    Resolution = 13,
+    /// For the host, and more than that takes, or there is no way there.
+    Punt = 14,
+    /// From or to an address that cannot be on a wire, or is not forwarded.
+    Martian = 15,
+    /// Its source is not reached through where it came from.
+    ReversePath = 16,
+    /// Options or extension headers that are not forwarded.
+    Options = 17,
 }
 
 impl DropReason {
     /// Number of reasons.
-    pub const COUNT: usize = 9;
+    pub const COUNT: usize = 18;
     /// Counter names, in the order of the reasons.
     pub const NAMES: [&'static str; Self::COUNT] = [
         "drop_tx_full",
@@ -63,6 +81,15 @@ impl DropReason {
         "drop_storm",
         "drop_no_port",
         "drop_refused",
+        "drop_no_interface",
+        "drop_no_route",
+        "drop_hop_limit",
+        "drop_too_big",
+        "drop_resolution",
+        "drop_punt",
+        "drop_martian",
+        "drop_reverse_path",
+        "drop_options",
     ];
 }
 

@@ -6,3 +6,4 @@ pub mod router;
 
 pub use bridge::{Bridge, BridgeConfig};
 pub use cross_connect::CrossConnect;
+pub use router::{Router, RouterConfig};

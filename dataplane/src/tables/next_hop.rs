@@ -10,6 +10,7 @@ use super::interface::InterfaceId;
 use crate::wire::ethernet::MacAddress;
 use isoplane_memory::RegionError;
 use isoplane_memory::table::{Table, TableWriter};
+use std::net::{IpAddr, Ipv6Addr};
 
 /// A next hop, by its place in the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -188,6 +189,8 @@ pub enum GroupError {
 pub struct NextHops {
     words: Table,
     buckets: Table,
+    /// IP addresses, two words each: IPv4 as IPv4-mapped, zero for unknown.
+    addresses: Table,
 }
 
 /// The program's side of the next hops.
@@ -195,6 +198,7 @@ pub struct NextHops {
 pub struct NextHopsWriter {
     words: TableWriter,
     buckets: TableWriter,
+    addresses: TableWriter,
     /// Ids that were used and are free again.
     free: Vec<NextHopId>,
     /// Ids from here on were never used.
@@ -227,6 +231,7 @@ impl NextHops {
         let count = count.clamp(NextHopId::FIRST, 1 << NextHopId::BITS);
         let (mut words, table) = Table::create(name, count as usize)?;
         let (buckets, bucket_table) = Table::create(&format!("{name}.groups"), buckets.max(1) as usize)?;
+        let (addresses, address_table) = Table::create(&format!("{name}.addresses"), count as usize * 2)?;
         for (id, what) in [
             (NextHopId::LOCAL, NextHop::Local),
             (NextHopId::BLACKHOLE, NextHop::Blackhole),
@@ -238,13 +243,14 @@ impl NextHops {
         let writer = NextHopsWriter {
             words,
             buckets,
+            addresses,
             free: Vec::new(),
             next: NextHopId::FIRST,
             runs: Default::default(),
             next_bucket: 0,
             limbo: Limbo::default(),
         };
-        Ok((writer, Self { words: table, buckets: bucket_table }))
+        Ok((writer, Self { words: table, buckets: bucket_table, addresses: address_table }))
     }
 
     /// What is done with packets of `id`, groups not looked into.
@@ -275,6 +281,15 @@ impl NextHops {
         }
     }
 
+    /// The neighbour's IP address, where the program has said it: for redirects. Cold.
+    #[must_use]
+    pub fn address(&self, id: NextHopId) -> Option<IpAddr> {
+        let at = id.get() as usize * 2;
+        let (high, low) = self.addresses.consistent(64, |t| Some((t.get(at)?, t.get(at + 1)?)))??;
+        let address = Ipv6Addr::from_bits(u128::from(high) << 64 | u128::from(low));
+        (!address.is_unspecified()).then(|| address.to_canonical())
+    }
+
     /// Does any member of the next hop use this interface? For reverse-path filters; bounded by the
     /// group's buckets.
     #[must_use]
@@ -291,7 +306,11 @@ impl NextHopsWriter {
     /// The readers' view.
     #[must_use]
     pub fn reader(&self) -> NextHops {
-        NextHops { words: self.words.table().clone(), buckets: self.buckets.table().clone() }
+        NextHops {
+            words: self.words.table().clone(),
+            buckets: self.buckets.table().clone(),
+            addresses: self.addresses.table().clone(),
+        }
     }
 
     /// Adds a next hop that is not a group.
@@ -329,6 +348,17 @@ impl NextHopsWriter {
         Ok(())
     }
 
+    /// Says which IP address a next hop's neighbour has; `None` when it has none any more.
+    pub fn set_address(&mut self, id: NextHopId, address: Option<IpAddr>) {
+        let bits = match address {
+            Some(IpAddr::V4(address)) => address.to_ipv6_mapped().to_bits(),
+            Some(IpAddr::V6(address)) => address.to_bits(),
+            None => 0,
+        };
+        let at = id.get() as usize * 2;
+        self.addresses.update(|t| t.set(at, (bits >> 64) as u64) && t.set(at + 1, bits as u64));
+    }
+
     fn get(&self, id: NextHopId) -> NextHop {
         NextHop::from_word(self.words.table().get(id.get() as usize).unwrap_or(tag::NONE))
     }
@@ -341,6 +371,7 @@ impl NextHopsWriter {
         if let NextHop::Group(Group { first, log2 }) = self.get(id) {
             self.limbo.retire(Freed::Run { first, log2 });
         }
+        self.set_address(id, None);
         self.limbo.retire(Freed::Id(id));
     }
 

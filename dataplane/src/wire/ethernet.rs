@@ -194,12 +194,12 @@ pub struct Truncated {
 
 /// `N` bytes at `at`; zeros where a buffer has become shorter than when it was checked.
 #[inline(always)]
-fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+pub(crate) fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     bytes.get(at..).and_then(|b| b.first_chunk()).copied().unwrap_or([0; N])
 }
 
 #[inline(always)]
-fn put<const N: usize>(bytes: &mut [u8], at: usize, value: [u8; N]) {
+pub(crate) fn put<const N: usize>(bytes: &mut [u8], at: usize, value: [u8; N]) {
     if let Some(slot) = bytes.get_mut(at..).and_then(|b| b.first_chunk_mut()) {
         *slot = value;
     }

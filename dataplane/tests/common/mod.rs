@@ -2,6 +2,8 @@
 //! as the test says, and a proof at the end that no frame is missing.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub(crate) mod net;
+
 use isoplane::app::App;
 use isoplane::drivers::{AnyRx, AnyTx, Queue, RxQueue, TxQueue};
 use isoplane::memory::recovery::Balance;

@@ -174,7 +174,7 @@ fn set_vid(pool: &Pool, frame: &mut Frame, vid: u16) -> bool {
 
 /// A checksum that the port shall compute starts where it did in the packet, not in the frame.
 #[inline(always)]
-fn shift_offsets(pool: &Pool, frame: &mut Frame, by: i16) {
+pub(in crate::blocks) fn shift_offsets(pool: &Pool, frame: &mut Frame, by: i16) {
     if frame.flags().contains(FrameFlags::META | FrameFlags::TX_CHECKSUM)
         && let Some(mut meta) = pool.meta(frame)
     {

@@ -1,8 +1,9 @@
 //! What a router's worker asks the program for.
 //!
-//! Contract: plain old data for a [`mailbox`](crate::message::mailbox). Asking is best effort: a request
+//! Contract: plain old data for a [`mailbox`]. Asking is best effort: a request
 //! that finds its mailbox full is made again by the next packet that needs it.
 
+use crate::message::{AppEnd, AppMailbox, Mailbox, MailboxError, mailbox};
 use crate::tables::{InterfaceId, NextHopId};
 use bytemuck::{Pod, Zeroable};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -14,6 +15,21 @@ pub struct Message {
     kind: u32,
     what: u32,
     address: [u8; 16],
+}
+
+/// The program's end of a worker's requests. Nothing is ever sent to the worker: the answers are in the tables.
+pub type RequestMailbox = Mailbox<Message, Message>;
+/// The worker's end, captured by the closure that builds its router.
+pub type WorkerRequests = AppMailbox<Message, Message>;
+/// The worker's end, in its router.
+pub type RequestEnd = AppEnd<Message, Message>;
+
+/// Makes the mailbox for one worker's requests, for `capacity` of them (a power of two).
+///
+/// # Errors
+/// See [`MailboxError`].
+pub fn requests(name: &str, capacity: u32) -> Result<(RequestMailbox, WorkerRequests), MailboxError> {
+    mailbox(name, capacity)
 }
 
 /// A request.
