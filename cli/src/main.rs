@@ -11,13 +11,15 @@ mod cpus;
 mod demo;
 mod doctor;
 mod format;
+mod log;
 mod noise;
 mod ports;
 mod progress;
+mod run;
 mod top;
 
 use clap::{Parser, Subcommand};
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::process::ExitCode;
 
 /// A userspace dataplane made for task isolation.
@@ -43,6 +45,8 @@ enum Command {
     Noise(noise::Args),
     /// List network devices; give one to VFIO, or back to the kernel.
     Ports(ports::Args),
+    /// Run a bridge from a configuration file.
+    Run(run::Args),
     /// Show the counters of running dataplanes.
     Top(top::Args),
 }
@@ -52,20 +56,13 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
-    let level = ["warn", "info", "debug"][usize::from(cli.verbose.min(2))];
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(progress::above)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .init();
+    log::init(cli.verbose);
     let result = match cli.command {
         Command::Demo(args) => demo::run(&args).map_err(|e| Box::new(e) as Box<dyn std::error::Error>),
         Command::Doctor(args) => return doctor::run(&args, cli.verbose > 0),
         Command::Noise(args) => noise::run(&args).map_err(Into::into),
         Command::Ports(args) => ports::run(&args).map_err(Into::into),
+        Command::Run(args) => run::run(&args).map_err(Into::into),
         Command::Top(args) => top::run(&args).map_err(Into::into),
     };
     result.unwrap_or_else(|error| {
@@ -86,6 +83,11 @@ fn usage(error: &clap::Error) -> ExitCode {
         _ if command.is_some_and(|command| command == "doctor") => ExitCode::from(doctor::USAGE),
         code => ExitCode::from(u8::try_from(code).unwrap_or(1)),
     }
+}
+
+/// Writes a line to standard error that names its own origin, if anybody reads that.
+fn say_plainly(what: &str) {
+    let _ = writeln!(std::io::stderr(), "{what}");
 }
 
 /// Tells the user something on standard error, if anybody reads that.

@@ -89,22 +89,10 @@ impl BridgeConfig {
         if ports == 0 || ports > MAX_PORTS {
             return Err(BridgeError::Ports { ports });
         }
-        if !(Duration::from_secs(1)..=Duration::from_secs(1_000_000)).contains(&self.ageing) {
-            return Err(BridgeError::Ageing { ageing: self.ageing });
-        }
         if !CAPACITY.contains(&self.capacity) {
             return Err(BridgeError::Capacity { capacity: self.capacity });
         }
-        if self.forward_reserved & 1 << 1 != 0 {
-            return Err(BridgeError::Pause);
-        }
-        if !(1..=1_000_000_000).contains(&self.flood.copies_per_second) {
-            return Err(BridgeError::FloodRate { rate: self.flood.copies_per_second });
-        }
-        let needed = ports.saturating_sub(2) as u32;
-        if self.flood.burst < needed || self.flood.copies_per_turn < needed {
-            return Err(BridgeError::FloodSize { ports, needed });
-        }
+        self.check_limits()?;
         if let Some(mac) = self.own.iter().copied().find(|mac| !mac.is_station()) {
             return Err(BridgeError::Address { mac });
         }
@@ -120,6 +108,25 @@ impl BridgeConfig {
             }
         }
         self.stations.iter().try_for_each(|station| self.check_station(station))
+    }
+
+    /// What a bridge at work may be told anew.
+    pub(super) fn check_limits(&self) -> Result<(), BridgeError> {
+        if !(Duration::from_secs(1)..=Duration::from_secs(1_000_000)).contains(&self.ageing) {
+            return Err(BridgeError::Ageing { ageing: self.ageing });
+        }
+        if self.forward_reserved & 1 << 1 != 0 {
+            return Err(BridgeError::Pause);
+        }
+        if !(1..=1_000_000_000).contains(&self.flood.copies_per_second) {
+            return Err(BridgeError::FloodRate { rate: self.flood.copies_per_second });
+        }
+        let ports = self.ports.len();
+        let needed = ports.saturating_sub(2) as u32;
+        if self.flood.burst < needed || self.flood.copies_per_turn < needed {
+            return Err(BridgeError::FloodSize { ports, needed });
+        }
+        Ok(())
     }
 
     pub(super) fn check_station(&self, station: &StaticStation) -> Result<(), BridgeError> {
@@ -151,6 +158,14 @@ pub enum BridgeError {
     #[error("a bridge of {ports} ports; take 1 to {MAX_PORTS}")]
     Ports {
         /// Ports asked for.
+        ports: usize,
+    },
+    /// A change of a port that is not there.
+    #[error("the bridge has no port {}; it has {ports}", .port.0)]
+    NoPort {
+        /// The port.
+        port: PortId,
+        /// Ports that it has.
         ports: usize,
     },
     /// Not one VLAN entry a port.

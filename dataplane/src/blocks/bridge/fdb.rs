@@ -176,6 +176,11 @@ impl Fdb {
         }
     }
 
+    /// How long stations stay known from now on, those that are known included.
+    pub(super) const fn set_ageing(&mut self, ageing: Duration) {
+        self.ageing_ms = ageing.as_millis() as u64;
+    }
+
     pub(super) fn set_limit(&mut self, port: PortId, limit: u32) {
         if let Some(port) = self.ports.get_mut(port.index()) {
             port.limit = limit;

@@ -7,6 +7,7 @@
 //! | [`vlan`] | a port's VLANs, tags pushed and popped |
 //! | [`flood`] | limits of flooding |
 //! | [`config`] | what a bridge is told, and errors |
+//! | [`change`] | what a bridge at work is told anew |
 //!
 //! Contract: no packet content makes it panic or do more than a bounded amount of work; it allocates
 //! when it is made and never again. The frames of a packet share one fate, decided on the first. What
@@ -25,11 +26,13 @@
 //! Cost: a batch of packets for one known port is two table look-ups a packet (none for a packet with
 //! the header of the one before) and one move of the whole batch.
 
+pub mod change;
 pub mod config;
 pub mod fdb;
 pub mod flood;
 pub mod vlan;
 
+pub use change::Change;
 pub use config::{BridgeConfig, BridgeError, BridgePort, StaticStation};
 pub use fdb::{Fdb, Station, WhenFull};
 pub use flood::FloodLimits;
@@ -558,6 +561,7 @@ impl App for Bridge {
             self.swept_ms = now_ms;
             self.fdb.sweep(SWEEP, now_ms);
             self.follow_links(turn);
+            turn.gauge(field::STATIONS, self.fdb.len() as u64);
         }
         if self.fdb.events != Events::default() {
             self.count_events(turn);
