@@ -208,6 +208,12 @@ impl<'a> Turn<'a> {
         self.frames.put_batch(batch);
     }
 
+    /// Takes back one frame that the app is done with: received and understood, not dropped.
+    #[inline(always)]
+    pub fn take_back(&mut self, frame: Frame) {
+        self.frames.put(frame);
+    }
+
     /// A free frame made `len` bytes long, for a packet of our own; its bytes are undefined.
     #[inline(always)]
     pub fn new_frame(&mut self, len: u16) -> Option<Frame> {

@@ -2,8 +2,10 @@
 
 pub mod bridge;
 pub mod cross_connect;
+pub mod host;
 pub mod router;
 
 pub use bridge::{Bridge, BridgeConfig};
 pub use cross_connect::CrossConnect;
 pub use router::{Router, RouterConfig};
+pub use host::{Host, HostConfig};
