@@ -45,7 +45,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mac = xdp.mac().ok_or("the interface has no Ethernet address")?;
     let config = HostConfig::new(MacAddress(mac)).address(address).listen(port);
     Host::new(&config, Echo)?;
-    let mut worker = Worker::new("host").frames(2048).counters(&Host::<Echo>::FIELDS).queue(plane.port(xdp), 0);
+    let mut worker =
+        Worker::new("host").frames(2048).counters(&Host::<Echo>::FIELDS).queue(plane.port(xdp), 0);
     let cpus: Vec<_> = cpu::allowed().iter().collect();
     if let [_, .., last] = cpus[..] {
         worker = worker.cpu(last.0);

@@ -7,5 +7,5 @@ pub mod router;
 
 pub use bridge::{Bridge, BridgeConfig};
 pub use cross_connect::CrossConnect;
-pub use router::{Router, RouterConfig};
 pub use host::{Host, HostConfig};
+pub use router::{Router, RouterConfig};

@@ -144,7 +144,7 @@ mod tests {
     fn flow(n: u16) -> Flow {
         Flow {
             local: IpAddr::from([192, 0, 2, 1]),
-            remote: if n % 2 == 0 {
+            remote: if n.is_multiple_of(2) {
                 IpAddr::from([198, 51, 100, (n >> 8) as u8])
             } else {
                 IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, n])
