@@ -16,6 +16,7 @@
 //! | [`rehearsal`] | synthetic packets for a worker's app, before the worker is isolated |
 //! | [`blocks`] | reusable forwarding steps: cross-connect, learning bridge |
 //! | [`tables`] | what a router knows: routes, next hops, interfaces, in shared memory |
+//! | [`sync`] | the kernel's routes, neighbours and addresses, followed by netlink into the tables |
 //! | [`wire`] | packet formats: views over bytes, and values |
 #![deny(missing_docs, unsafe_code)]
 
@@ -34,6 +35,7 @@ pub mod observer;
 pub mod rehearsal;
 pub mod report;
 pub mod running;
+pub mod sync;
 pub mod tables;
 pub mod turns;
 mod watcher;
