@@ -185,7 +185,8 @@ impl Router {
             let bytes = pool.bytes(frame);
             let Some(start) = bytes.first_chunk::<{ HEADER + TAG }>() else { continue };
             let word = |at: usize| start[at..].first_chunk().map_or(0, |w| u64::from_be_bytes(*w));
-            let mut ethertype = EtherType((word(6)) as u16);
+            let sender = word(6);
+            let mut ethertype = EtherType(sender as u16);
             let (mut header, mut place) = (HEADER, untagged);
             if ethertype == EtherType::VLAN {
                 let tag = word(10) as u32;
@@ -195,7 +196,8 @@ impl Router {
             let line = lines.at(place);
             let packet = bytes.get(header..).unwrap_or_default();
             // Up, ours, from a station, in one frame.
-            let ok = line.has(UP) & (word(0) >> 16 == line.mac) & (start[6] & 1 == 0) & !part;
+            let station = (sender >> 56 & 1 == 0) & (sender >> 16 != 0);
+            let ok = line.has(UP) & (word(0) >> 16 == line.mac) & station & !part;
             let padded = bytes.len() <= PADDED;
             let plain = |total| Plain { at: at as u8, header: header as u8, place, total };
             if ethertype == EtherType::IPV4 {

@@ -253,7 +253,10 @@ impl Router {
             NextHop::OnLink { interface } => {
                 self.hold(turn, packet, way, Neighbour::OnLink(interface, head.destination));
             }
-            NextHop::Waiting { .. } => self.hold(turn, packet, way, Neighbour::NextHop(id)),
+            NextHop::Waiting { interface } => {
+                let neighbour = self.waited_for(id, interface, head.destination);
+                self.hold(turn, packet, way, neighbour);
+            }
             NextHop::Failed { .. } => {
                 self.ask_again(turn, id);
                 let none = Objection::Refuse(Refusal::NoAnswer, field::HELD_TIMEOUT, DropReason::Resolution);

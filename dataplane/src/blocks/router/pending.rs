@@ -110,12 +110,21 @@ impl Pending {
         self.held as usize
     }
 
+    /// Is this neighbour waited for?
+    pub(super) fn has(&self, neighbour: Neighbour, hash: u32) -> bool {
+        self.ways(hash).filter_map(|at| self.entries[at]).any(|entry| entry.neighbour == neighbour)
+    }
+
+    /// The places that a hash may have.
+    fn ways(&self, hash: u32) -> std::ops::Range<usize> {
+        let set = hash as usize & (self.entries.len() / WAYS - 1);
+        set * WAYS..(set + 1) * WAYS
+    }
+
     /// Finds a neighbour, or makes a place for it. `hash` is its own.
     pub(super) fn place(&mut self, neighbour: Neighbour, hash: u32, now: u64) -> Result<usize, Full> {
-        let set = hash as usize & (self.entries.len() / WAYS - 1);
-        let ways = set * WAYS..(set + 1) * WAYS;
         let mut vacant = None;
-        for at in ways {
+        for at in self.ways(hash) {
             match &self.entries[at] {
                 Some(entry) if entry.neighbour == neighbour => return Ok(at),
                 Some(_) => {}

@@ -10,7 +10,7 @@ use super::pending::{Entry, Neighbour};
 use super::request::Request;
 use super::{Router, field};
 use crate::app::{DropReason, Turn};
-use crate::tables::{NextHop, NextHopId};
+use crate::tables::{InterfaceId, NextHop, NextHopId};
 use isoplane_memory::{Batch, Frame};
 use std::net::IpAddr;
 use std::time::Duration;
@@ -34,11 +34,7 @@ impl Router {
             return self.object(turn, packet, way, full);
         }
         let now = turn.now();
-        let hash = match neighbour {
-            Neighbour::OnLink(_, IpAddr::V4(address)) => self.flow.of_host(address.to_bits().into()),
-            Neighbour::OnLink(_, IpAddr::V6(address)) => self.flow.of_host(address.to_bits()),
-            Neighbour::NextHop(id) => self.flow.of_host(u128::MAX ^ u128::from(id.get())),
-        };
+        let hash = self.hash_of(neighbour);
         let Ok(at) = self.pending.place(neighbour, hash, now) else {
             // It cannot wait, but those that come later may find the answer.
             self.ask(turn, neighbour);
@@ -64,6 +60,21 @@ impl Router {
             Err(_) => self.object(turn, packet, way, full),
         }
         self.show_pending(turn);
+    }
+
+    fn hash_of(&self, neighbour: Neighbour) -> u32 {
+        match neighbour {
+            Neighbour::OnLink(_, IpAddr::V4(address)) => self.flow.of_host(address.to_bits().into()),
+            Neighbour::OnLink(_, IpAddr::V6(address)) => self.flow.of_host(address.to_bits()),
+            Neighbour::NextHop(id) => self.flow.of_host(u128::MAX ^ u128::from(id.get())),
+        }
+    }
+
+    /// Whom packets wait for that go by a next hop which is being asked for: a neighbour on link got its next
+    /// hop while others waited, and they all leave in order.
+    pub(super) fn waited_for(&self, id: NextHopId, interface: InterfaceId, address: IpAddr) -> Neighbour {
+        let on_link = Neighbour::OnLink(interface, address);
+        if self.pending.has(on_link, self.hash_of(on_link)) { on_link } else { Neighbour::NextHop(id) }
     }
 
     fn asked(&mut self, at: usize, now: u64) {
