@@ -15,6 +15,7 @@
 //! | [`e1000e`] | the Intel 82574L, driven without the kernel |
 //! | [`virtio`] | virtio-net devices, through a PCI function |
 //! | [`xdp`] | AF_XDP: a Linux interface through sockets that share memory with the kernel |
+//! | [`tap`] | an interface of Linux whose other end is a worker |
 //! | [`memory`] | two ports connected through shared memory, within a process or across processes |
 #![deny(missing_docs, unsafe_code)]
 
@@ -32,6 +33,7 @@ pub mod port;
 pub mod queue;
 #[cfg(test)]
 mod sharing;
+pub mod tap;
 pub mod vfio;
 pub mod virtio;
 pub mod xdp;
@@ -45,5 +47,6 @@ pub use port::{
     Capabilities, KickError, KickTarget, Kicked, LinkState, Port, PortStatistics, RxQueue, TxQueue,
 };
 pub use queue::{AnyRx, AnyTx, Queue};
+pub use tap::{TapConfig, TapError, TapPort};
 pub use virtio::{VirtioConfig, VirtioError, VirtioNetPort};
 pub use xdp::{XdpConfig, XdpError, XdpPort};

@@ -1,12 +1,13 @@
 //! Ports by name: what a program's users type.
 //!
 //! Contract: `0000:00:02.0` or `00:02.0` is a PCI function, driven through VFIO by the driver that its vendor and
-//! device ask for; anything else is an interface of Linux, through AF_XDP. Nothing is guessed: a function that no
+//! device ask for; `tap:NAME` is a tap that is made now; anything else is an interface of Linux, through AF_XDP. Nothing is guessed: a function that no
 //! driver of ours knows, or one that belongs to another driver of the kernel, is an error that says so. Whoever
 //! wants more than the defaults opens the port itself.
 
 use crate::e1000e::{E1000eConfig, E1000eError, E1000ePort};
 use crate::port::Port;
+use crate::tap::{TapConfig, TapError, TapPort};
 use crate::vfio::{Domain, Host, IommuChoice, Kind, VfioError, VfioFunction};
 use crate::virtio::{VirtioConfig, VirtioError, VirtioNetPort};
 use crate::xdp::{XdpConfig, XdpError, XdpPort};
@@ -29,6 +30,9 @@ pub enum OpenError {
     /// An Intel 82574L.
     #[error(transparent)]
     E1000e(#[from] E1000eError),
+    /// A tap.
+    #[error(transparent)]
+    Tap(#[from] TapError),
     /// A PCI function of another kind.
     #[error(
         "device {address} is {found}, which no driver of ours knows; `isoplane ports` lists those that they know"
@@ -68,6 +72,10 @@ impl Opener {
     /// # Errors
     /// See [`OpenError`].
     pub fn open(&mut self, name: &str, queues: u16) -> Result<Box<dyn Port>, OpenError> {
+        if let Some(tap) = name.strip_prefix("tap:") {
+            let config = TapConfig { queues, ..TapConfig::new(tap) };
+            return Ok(Box::new(TapPort::open(&self.pool, &config)?));
+        }
         if !Host::is_address(name) {
             let config = XdpConfig::new(name).queues(queues);
             return Ok(Box::new(XdpPort::open(&self.pool, &config)?));

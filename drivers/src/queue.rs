@@ -5,6 +5,7 @@ use crate::e1000e::{E1000eRx, E1000eTx};
 use crate::memory::{MemoryRx, MemoryTx};
 use crate::null::{NullRx, NullTx};
 use crate::port::{KickError, RxQueue, TxQueue};
+use crate::tap::{TapRx, TapTx};
 use crate::vfio;
 use crate::virtio::{VirtioRx, VirtioTx};
 use crate::xdp::{XdpRx, XdpTx};
@@ -77,6 +78,8 @@ any! {
         Memory(MemoryRx),
         /// See [`xdp`](crate::xdp).
         Xdp(XdpRx),
+        /// See [`tap`](crate::tap).
+        Tap(TapRx),
         /// See [`e1000e`](crate::e1000e).
         E1000e(E1000eRx<vfio::Bar>),
         /// See [`virtio`](crate::virtio).
@@ -93,6 +96,8 @@ any! {
         Memory(MemoryTx),
         /// See [`xdp`](crate::xdp).
         Xdp(XdpTx),
+        /// See [`tap`](crate::tap).
+        Tap(TapTx),
         /// See [`e1000e`](crate::e1000e).
         E1000e(E1000eTx<vfio::Bar>),
         /// See [`virtio`](crate::virtio).
@@ -107,6 +112,7 @@ macro_rules! hot {
             Self::Null($q) => $call,
             Self::Memory($q) => $call,
             Self::Xdp($q) => $call,
+            Self::Tap($q) => $call,
             Self::E1000e($q) => $call,
             Self::Virtio($q) => $call,
             Self::Dyn($q) => $call,

@@ -308,8 +308,8 @@ pub fn worker_death(fixture: &mut dyn Fixture) {
         let found = unsafe { survey.finish(&mut end.frames) };
         assert_eq!(found.lies, 0, "{}: {found:?}", wire.driver());
         wire.assert_quiet("after the death of a worker");
-        // What had arrived, and nobody had looked at.
-        while wire.poll() {}
+        // What had arrived, or was on its way, and nobody had looked at.
+        wire.drain();
         for end in &mut wire.ends {
             end.arrived.clear();
         }

@@ -164,6 +164,17 @@ impl<'f> Wire<'f> {
         true
     }
 
+    /// Polls until nothing has moved for a while: a port may look at its other side in some turns only.
+    pub fn drain(&mut self) {
+        let (mut idle, longest) = (0, self.fixture.patience().min(100));
+        while idle < longest {
+            idle = if self.poll() { 0 } else { idle + 1 };
+            if idle != 0 {
+                self.fixture.idle();
+            }
+        }
+    }
+
     /// Sends packets from end `from`, never more than a window on the way, and waits for all of them
     /// to arrive, the same and in order.
     pub fn carry(&mut self, from: usize, packets: &[Vec<u8>], mut batch_size: impl FnMut() -> usize) {

@@ -11,47 +11,56 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage, LinkXdp};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::errno::Errno;
+use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Mutex;
 
 /// An interface as it was when it was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Interface {
-    pub(super) name: String,
-    pub(super) index: u32,
-    pub(super) mtu: u32,
-    pub(super) mac: Option<[u8; 6]>,
-    pub(super) up: bool,
-    pub(super) carrier: bool,
+pub(crate) struct Interface {
+    pub(crate) name: String,
+    pub(crate) index: u32,
+    pub(crate) mtu: u32,
+    pub(crate) mac: Option<[u8; 6]>,
+    pub(crate) up: bool,
+    pub(crate) carrier: bool,
     /// Queues as far as rtnetlink knows: those allocated, of which some may be switched off.
     queues: u32,
     /// Id of the XDP program that is attached.
-    pub(super) prog_id: Option<u32>,
+    pub(crate) prog_id: Option<u32>,
+    /// Packets of the kernel's that it could not hand over.
+    pub(crate) tx_dropped: u64,
 }
 
 impl Interface {
-    pub(super) const fn link(&self) -> LinkState {
+    pub(crate) const fn link(&self) -> LinkState {
         if self.up && self.carrier { LinkState::Up } else { LinkState::Down }
     }
 }
 
 /// The way to ask about interfaces of one namespace.
 #[derive(Debug)]
-pub(super) struct Namespace {
+pub(crate) struct Namespace {
     netlink: Mutex<Socket>,
     ethtool: OwnedFd,
 }
 
 impl Namespace {
     /// Its descriptors.
-    pub(super) fn descriptors(&self) -> [RawFd; 2] {
+    pub(crate) fn descriptors(&self) -> [RawFd; 2] {
         let netlink = self.netlink.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         [netlink.as_raw_fd(), self.ethtool.as_raw_fd()]
     }
 
+    /// A socket in it, for requests that need any one.
+    pub(crate) fn control(&self) -> BorrowedFd<'_> {
+        self.ethtool.as_fd()
+    }
+
     /// Of the calling thread.
-    pub(super) fn current() -> Result<Self, Errno> {
+    pub(crate) fn current() -> Result<Self, Errno> {
         let mut netlink = Socket::new(NETLINK_ROUTE).map_err(errno)?;
         netlink.bind_auto().map_err(errno)?;
         netlink.connect(&SocketAddr::new(0, 0)).map_err(errno)?;
@@ -65,21 +74,21 @@ impl Namespace {
     }
 
     /// Asks by name.
-    pub(super) fn by_name(&self, name: &str) -> Result<Interface, Errno> {
+    pub(crate) fn by_name(&self, name: &str) -> Result<Interface, Errno> {
         let mut link = LinkMessage::default();
         link.attributes.push(LinkAttribute::IfName(name.to_owned()));
         self.ask(link)
     }
 
     /// Asks by index.
-    pub(super) fn by_index(&self, index: u32) -> Result<Interface, Errno> {
+    pub(crate) fn by_index(&self, index: u32) -> Result<Interface, Errno> {
         let mut link = LinkMessage::default();
         link.header.index = index;
         self.ask(link)
     }
 
     /// State of the link with that index, now.
-    pub(super) fn link(&self, index: u32) -> LinkState {
+    pub(crate) fn link(&self, index: u32) -> LinkState {
         match self.by_index(index) {
             Ok(interface) => interface.link(),
             Err(Errno::ENODEV | Errno::ENXIO) => LinkState::Gone,
@@ -88,7 +97,7 @@ impl Namespace {
     }
 
     /// Queues that AF_XDP can bind to.
-    pub(super) fn queues(&self, interface: &Interface) -> u32 {
+    pub(crate) fn queues(&self, interface: &Interface) -> u32 {
         match sys::queue_count(self.ethtool.as_fd(), &interface.name) {
             Ok(queues) if queues > 0 => queues,
             // Loopback and others have no such operation; they use all that they allocated.
@@ -125,6 +134,19 @@ impl Namespace {
     }
 }
 
+/// Does `work` in another namespace: in this thread and back, so that a program with one thread has one all the time.
+///
+/// # Errors
+/// What could not be done, and what the kernel said.
+pub(crate) fn within<T>(namespace: &OwnedFd, work: impl FnOnce() -> T) -> Result<T, (&'static str, Errno)> {
+    let home = File::open("/proc/thread-self/ns/net")
+        .map_err(|e| ("opening the thread's network namespace", errno(e)))?;
+    setns(namespace, CloneFlags::CLONE_NEWNET).map_err(|e| ("entering the network namespace", e))?;
+    let done = work();
+    setns(&home, CloneFlags::CLONE_NEWNET).map_err(|e| ("leaving the network namespace", e))?;
+    Ok(done)
+}
+
 fn errno(error: std::io::Error) -> Errno {
     Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
 }
@@ -140,6 +162,7 @@ fn read(link: &LinkMessage) -> Interface {
         carrier: flags.contains(LinkFlags::LowerUp),
         queues: 1,
         prog_id: None,
+        tx_dropped: 0,
     };
     for attribute in &link.attributes {
         match attribute {
@@ -149,6 +172,7 @@ fn read(link: &LinkMessage) -> Interface {
             LinkAttribute::NumRxQueues(n) | LinkAttribute::NumTxQueues(n) => {
                 interface.queues = interface.queues.max(*n);
             }
+            LinkAttribute::Stats64(stats) => interface.tx_dropped = stats.tx_dropped,
             LinkAttribute::Xdp(xdp) => {
                 for what in xdp {
                     if let LinkXdp::ProgId(id)

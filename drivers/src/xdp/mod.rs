@@ -42,7 +42,7 @@ mod error;
 mod features;
 #[cfg(test)]
 mod hostile;
-mod interface;
+pub(crate) mod interface;
 mod layout;
 mod metadata;
 mod open;

@@ -4,7 +4,7 @@ use super::bpf::{Attached, Attachment, Link, Program, SocketMap};
 use super::config::{Attach, Chunks, TxMetadata, Want, XdpConfig};
 use super::error::XdpError;
 use super::features::{self, Features};
-use super::interface::{Interface, Namespace};
+use super::interface::{Interface, Namespace, within};
 use super::layout::{MAX_SEGMENTS, PAGE, TX_METADATA_BYTES};
 use super::open::{Opened, Plan};
 use super::program;
@@ -15,8 +15,6 @@ use crate::port::{Capabilities, KickTarget, LinkState, Port, PortStatistics};
 use crate::queue::Queue;
 use isoplane_memory::Pool;
 use nix::errno::Errno;
-use nix::sched::{CloneFlags, setns};
-use std::fs::File;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
@@ -56,15 +54,8 @@ impl XdpPort {
     pub fn open(pool: &Arc<Pool>, config: &XdpConfig) -> Result<Self, XdpError> {
         config.check()?;
         let Some(namespace) = &config.namespace else { return Self::open_here(pool, config) };
-        let failed = |call| XdpError::permission(&config.interface, call, "CAP_SYS_ADMIN");
-        // In this thread and back, so that a program with one thread has one all the time.
-        let home = File::open("/proc/thread-self/ns/net")
-            .map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))
-            .map_err(failed("opening the thread's network namespace"))?;
-        setns(namespace, CloneFlags::CLONE_NEWNET).map_err(failed("entering the network namespace"))?;
-        let opened = Self::open_here(pool, config);
-        setns(&home, CloneFlags::CLONE_NEWNET).map_err(failed("leaving the network namespace"))?;
-        opened
+        within(namespace, || Self::open_here(pool, config))
+            .map_err(|(what, errno)| XdpError::permission(&config.interface, what, "CAP_SYS_ADMIN")(errno))?
     }
 
     fn open_here(pool: &Arc<Pool>, config: &XdpConfig) -> Result<Self, XdpError> {
