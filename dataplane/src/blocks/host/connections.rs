@@ -1,7 +1,8 @@
 //! The places of TCP connections: sockets and buffers that are made once and used again and again.
 //!
 //! Contract: each place has a socket in a set of its own, so that smoltcp, which looks through all sockets of
-//! a set, looks through one. A place is free, or has a flow that the table of flows knows.
+//! a set, looks through one. A place is free, or has a flow that the table of flows knows. What the service
+//! keeps for a connection is not here, so that it can look at one connection while it changes another.
 
 use super::config::HostConfig;
 use super::flows::{Flow, FlowTable};
@@ -16,8 +17,10 @@ use std::time::Duration;
 pub(super) enum Stage {
     /// Nothing.
     Free,
-    /// A handshake.
+    /// A handshake that a peer began.
     HalfOpen,
+    /// A handshake that we began.
+    Connecting,
     /// The service knows it.
     Open,
     /// The service has been told that it is over, or never knew it.
@@ -26,7 +29,7 @@ pub(super) enum Stage {
 
 /// One place.
 #[derive(Debug)]
-pub(super) struct Place<T> {
+pub(super) struct Place {
     pub(super) set: SocketSet<'static>,
     handle: SocketHandle,
     pub(super) flow: Option<Flow>,
@@ -40,11 +43,9 @@ pub(super) struct Place<T> {
     pub(super) wants_room: bool,
     /// The service was told that the peer is done.
     pub(super) told_finished: bool,
-    /// What the service keeps.
-    pub(super) state: Option<T>,
 }
 
-impl<T> Place<T> {
+impl Place {
     fn new(config: &HostConfig) -> Self {
         let buffer = |bytes: u32| tcp::SocketBuffer::new(vec![0; bytes as usize]);
         let mut set = SocketSet::new(vec![SocketStorage::EMPTY]);
@@ -66,7 +67,6 @@ impl<T> Place<T> {
             queued: false,
             wants_room: false,
             told_finished: false,
-            state: None,
         }
     }
 
@@ -78,8 +78,8 @@ impl<T> Place<T> {
 
 /// All places.
 #[derive(Debug)]
-pub(super) struct Connections<T> {
-    places: Vec<Place<T>>,
+pub(super) struct Connections {
+    places: Vec<Place>,
     free: Vec<u32>,
     flows: FlowTable,
     /// Handshakes of each listener, oldest first; entries whose generation has passed are void.
@@ -90,7 +90,7 @@ pub(super) struct Connections<T> {
     waiting: VecDeque<ConnectionId>,
 }
 
-impl<T> Connections<T> {
+impl Connections {
     pub(super) fn new(config: &HostConfig, seed: u64) -> Self {
         let most = config.connections;
         Self {
@@ -109,8 +109,21 @@ impl<T> Connections<T> {
     }
 
     #[inline(always)]
-    pub(super) fn get(&mut self, place: u32) -> Option<&mut Place<T>> {
+    pub(super) fn get(&mut self, place: u32) -> Option<&mut Place> {
         self.places.get_mut(place as usize)
+    }
+
+    /// A place that is known to be there.
+    #[inline(always)]
+    pub(super) fn known(&mut self, place: u32) -> &mut Place {
+        &mut self.places[place as usize]
+    }
+
+    /// The place of a connection that has not ended.
+    #[inline(always)]
+    pub(super) fn by_id(&mut self, id: ConnectionId) -> Option<&mut Place> {
+        let there = |place: &&mut Place| place.generation == id.generation && place.stage != Stage::Free;
+        self.get(id.place).filter(there)
     }
 
     /// The place of a flow.
@@ -120,7 +133,7 @@ impl<T> Connections<T> {
     }
 
     /// Takes a place for a flow that has none; `None` when all are taken.
-    pub(super) fn open(&mut self, flow: Flow, listener: u8) -> Option<u32> {
+    pub(super) fn take(&mut self, flow: Flow, stage: Stage) -> Option<u32> {
         let at = self.free.pop()?;
         if !self.flows.add(&flow, at) {
             self.free.push(at);
@@ -128,9 +141,18 @@ impl<T> Connections<T> {
         }
         let place = &mut self.places[at as usize];
         place.flow = Some(flow);
-        place.stage = Stage::HalfOpen;
-        place.listener = listener;
+        place.stage = stage;
         (place.wants_room, place.told_finished) = (false, false);
+        // What the one before had left to send is forgotten.
+        place.socket().abort();
+        Some(at)
+    }
+
+    /// Takes a place for a handshake that a peer began.
+    pub(super) fn open(&mut self, flow: Flow, listener: u8) -> Option<u32> {
+        let at = self.take(flow, Stage::HalfOpen)?;
+        let place = &mut self.places[at as usize];
+        place.listener = listener;
         let id = ConnectionId { place: at, generation: place.generation };
         let queue = &mut self.half_open[usize::from(listener)];
         if queue.len() == queue.capacity() {
@@ -189,8 +211,8 @@ impl<T> Connections<T> {
         None
     }
 
-    /// Gives a place back; what the service kept there.
-    pub(super) fn release(&mut self, at: u32) -> Option<T> {
+    /// Gives a place back.
+    pub(super) fn release(&mut self, at: u32) {
         self.handshake_over(at, Stage::Closing);
         if let Some(flow) = self.places[at as usize].flow {
             let Self { flows, places, .. } = self;
@@ -201,6 +223,5 @@ impl<T> Connections<T> {
         place.stage = Stage::Free;
         place.generation = place.generation.wrapping_add(1);
         self.free.push(at);
-        place.state.take()
     }
 }

@@ -4,6 +4,7 @@
 //! frame with the pool's headroom and goes into the turn's outgoing batch. Packets sent are bounded by a
 //! budget and by the free frames that there are; nothing allocates.
 
+use super::config::HostConfig;
 use crate::app::{DropReason, PortId, Turn};
 use isoplane_memory::{Frame, Pool};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
@@ -17,14 +18,26 @@ const SPARE: usize = 8;
 
 /// A port for the time of one call into smoltcp.
 pub(super) struct Wire<'d, 't> {
-    pub(super) turn: &'d mut Turn<'t>,
-    pub(super) port: PortId,
-    pub(super) vlan: Option<u16>,
-    pub(super) max_frame: u16,
+    turn: &'d mut Turn<'t>,
+    port: PortId,
+    vlan: Option<u16>,
+    max_frame: u16,
     /// Packets that may still be sent.
-    pub(super) budget: &'d mut u32,
+    budget: &'d mut u32,
     /// The packet that has come, until it is read.
-    pub(super) arrived: Option<&'d Frame>,
+    arrived: Option<&'d Frame>,
+}
+
+impl<'d, 't> Wire<'d, 't> {
+    #[inline(always)]
+    pub(super) const fn new(
+        turn: &'d mut Turn<'t>,
+        config: &HostConfig,
+        budget: &'d mut u32,
+        arrived: Option<&'d Frame>,
+    ) -> Self {
+        Self { turn, port: config.port, vlan: config.vlan, max_frame: config.mtu + 14, budget, arrived }
+    }
 }
 
 /// What a port can do, as smoltcp wants to know it when an interface is made.

@@ -4,7 +4,7 @@
 //! whatever peers send: the hash is seeded, and the table is at most half full. It holds places of
 //! connections, and asks its owner for the flow of a place; so a flow is kept once, by the connection.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 /// The four things that tell TCP connections and UDP conversations apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -20,6 +20,14 @@ pub struct Flow {
 }
 
 impl Flow {
+    /// Of a connection that is not there.
+    pub(super) const NOWHERE: Self = Self {
+        local: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        remote: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        local_port: 0,
+        remote_port: 0,
+    };
+
     /// A hash that peers who do not know the seed cannot aim.
     #[inline(always)]
     fn hash(&self, seed: u64) -> u64 {
