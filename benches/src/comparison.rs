@@ -134,6 +134,7 @@ pub trait Comparison {
 /// Every comparison there is.
 #[must_use]
 pub fn all() -> Vec<Box<dyn Comparison>> {
+    use crate::fib::{Lookup, Lookups};
     use crate::vfio::{Measure, Nic, Vfio};
     use crate::{afxdp::AfXdp, diag, diag::Diag, null::Null, wire::Load};
     vec![
@@ -143,6 +144,10 @@ pub fn all() -> Vec<Box<dyn Comparison>> {
         Box::new(Diag(diag::Line::Integers)),
         Box::new(Diag(diag::Line::Formatted)),
         Box::new(Diag(diag::Line::Message)),
+        Box::new(Lookup(Lookups::Routed4)),
+        Box::new(Lookup(Lookups::Any4)),
+        Box::new(Lookup(Lookups::Routed6)),
+        Box::new(crate::flap::Flap),
         Box::new(Vfio(Nic::Virtio, Measure::Rate)),
         Box::new(Vfio(Nic::E1000e, Measure::Rate)),
         Box::new(Vfio(Nic::Virtio, Measure::Instructions)),

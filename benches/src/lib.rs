@@ -8,6 +8,8 @@
 //! | [`afxdp`], [`wire`], [`bpf`] | forwarding over veth, against testpmd; generator and sink for it |
 //! | [`vfio`], [`counted`] | forwarding between two devices of the guest, against testpmd with `vfio-pci`; whether the TSC counts instructions |
 //! | [`diag`] | one log event of a worker, against a formatter that writes a file |
+//! | [`fib`], [`flap`] | longest-prefix match and changes of routes, against `dpdk-test-fib` |
+//! | [`routes`] | routes with the shape of the Internet's tables |
 //! | [`testpmd`] | DPDK's testpmd as a child process |
 //! | [`hugepages`] | huge pages for the time of a run, for both sides |
 //!
@@ -21,9 +23,12 @@ pub mod bpf;
 pub mod comparison;
 pub mod counted;
 pub mod diag;
+pub mod fib;
+pub mod flap;
 pub mod hugepages;
 pub mod null;
 pub mod report;
+pub mod routes;
 pub mod testpmd;
 pub mod vfio;
 pub mod wire;

@@ -13,6 +13,14 @@ pub struct Epoch {
     pub(crate) workers: Vec<(u64, u32)>,
 }
 
+impl Epoch {
+    /// The moment at which readers have made so many turns each.
+    #[must_use]
+    pub fn of(turns: impl IntoIterator<Item = u64>) -> Self {
+        Self { workers: turns.into_iter().map(|turns| (turns, 0)).collect() }
+    }
+}
+
 /// Knows how far the readers of a table are.
 pub trait Epochs {
     /// This moment.

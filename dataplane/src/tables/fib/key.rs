@@ -19,7 +19,8 @@ pub trait Key: sealed::Sealed + Copy + Default + Debug + Send + Sync + 'static {
     /// Levels of nodes below the direct table; each takes a byte.
     #[doc(hidden)]
     const LEVELS: usize;
-    /// Memory that a table takes for each prefix it shall hold, in bytes.
+    /// Memory that a table takes for each prefix it shall hold, in bytes; what there is in all is then a
+    /// power of two.
     #[doc(hidden)]
     const BYTES_A_ROUTE: u32;
     /// The bits that the direct table takes.
@@ -50,8 +51,8 @@ macro_rules! byte {
 impl Key for u32 {
     type Net = Ipv4Net;
     const LEVELS: usize = (32 - DIRECT_BITS as usize) / 8;
-    // A full table of the Internet takes some 16; prefixes longer than /24, one for each /24, take 100.
-    const BYTES_A_ROUTE: u32 = 48;
+    // A full table of the Internet takes some 10; a host in each /24 would take 70.
+    const BYTES_A_ROUTE: u32 = 32;
 
     #[inline(always)]
     fn top(&self) -> u16 {
@@ -75,8 +76,8 @@ impl Key for u32 {
 impl Key for u128 {
     type Net = Ipv6Net;
     const LEVELS: usize = (128 - DIRECT_BITS as usize) / 8;
-    // A full table of the Internet takes some 70; hosts that have nothing in common take 800.
-    const BYTES_A_ROUTE: u32 = 128;
+    // A full table of the Internet takes some 32; hosts that have nothing in common take 800.
+    const BYTES_A_ROUTE: u32 = 64;
 
     #[inline(always)]
     fn top(&self) -> u16 {

@@ -67,12 +67,9 @@ pub(super) fn rank(bits: &Bits, slot: u8) -> usize {
     (before + (bits[word] << (63 - (slot & 63))).count_ones()).saturating_sub(1) as usize
 }
 
-/// What an entry says; of one that names a node, which only a spoiled table has below the last level,
-/// that there is none.
-#[inline(always)]
-const fn next_hop(entry: u32) -> NextHopId {
-    NextHopId::from_low_bits(if entry & CHILD == 0 { entry } else { 0 })
-}
+/// Where a node is: a byte of the region at which one fits.
+#[derive(Debug, Clone, Copy, Default)]
+struct Node(u32);
 
 /// Where an entry is: a byte of the region that is known to be inside and aligned.
 #[derive(Debug, Clone, Copy, Default)]
@@ -82,8 +79,8 @@ struct At(u32);
 #[derive(Debug, Clone)]
 pub(super) struct Shared {
     base: NonNull<u8>,
-    /// The last unit at which a node may begin.
-    last: u32,
+    /// Units at which a node may begin, less one: they are a power of two.
+    mask: u32,
     region: Arc<Region>,
 }
 
@@ -93,23 +90,23 @@ unsafe impl Send for Shared {}
 unsafe impl Sync for Shared {}
 
 impl Shared {
-    /// Most units, so that the place of an entry is 32 bits.
+    /// Most units: the place of an entry is 32 bits.
     pub(super) const MOST_UNITS: u32 = 1 << 25;
 
-    /// Takes memory for `units` units of nodes; all direct slots say that there is no next hop.
+    /// Takes memory for `units` units of nodes, or the next power of two; all direct slots say that there is no next hop.
     pub(super) fn create(name: &str, units: u32) -> Result<Self, RegionError> {
-        let units = units.clamp(1, Self::MOST_UNITS);
+        let units = units.clamp(1, Self::MOST_UNITS).next_power_of_two();
         let bytes = DIRECT_BYTES + (units as usize - 1) * UNIT + REACH;
         // A table for a laboratory does not need a huge page of its own.
         let huge_pages = if bytes >= 1 << 21 { HugePages::Prefer2M } else { HugePages::Never };
         let region = Region::create(&RegionConfig { huge_pages, ..RegionConfig::new(name, bytes) })?;
         debug_assert!(region.len() >= bytes);
-        Ok(Self { base: region.base(), last: units - 1, region })
+        Ok(Self { base: region.base(), mask: units - 1, region })
     }
 
     /// Units for nodes.
     pub(super) const fn units(&self) -> u32 {
-        self.last + 1
+        self.mask + 1
     }
 
     /// Bytes of the whole region.
@@ -122,10 +119,18 @@ impl Shared {
         DIRECT_BYTES
     }
 
-    /// First byte of the node that an entry names; of the last node for one that there is not.
+    /// The node that an entry names, wherever that is; the first unit's for a next hop.
     #[inline(always)]
-    fn node(&self, entry: u32) -> usize {
-        DIRECT_BYTES + (entry & !CHILD).min(self.last) as usize * UNIT
+    const fn node(&self, entry: u32) -> Node {
+        // All ones for a child. Not a comparison: what the compiler makes a branch of cannot be foreseen.
+        let child = (entry as i32 >> 31) as u32;
+        Node((entry & child & self.mask) * UNIT as u32)
+    }
+
+    /// First byte of a node.
+    #[inline(always)]
+    const fn byte_of(node: Node) -> usize {
+        DIRECT_BYTES + node.0 as usize
     }
 
     /// A word of the region.
@@ -148,8 +153,8 @@ impl Shared {
 
     /// Where a node keeps its entry for the next byte of an address.
     #[inline(always)]
-    fn locate(&self, node: u32, byte: u8) -> At {
-        let node = self.node(node);
+    fn locate(&self, node: Node, byte: u8) -> At {
+        let node = Self::byte_of(node);
         let group = usize::from(byte >> 6);
         // SAFETY: `node` is at most the start of the last unit, behind which `REACH` bytes are; node and
         // group are multiples of 8.
@@ -170,8 +175,8 @@ impl Shared {
 
     /// Fetches what [`locate`](Self::locate) will read.
     #[inline(always)]
-    fn prefetch_node(&self, node: u32) {
-        self.prefetch(self.node(node));
+    fn prefetch_node(&self, node: Node) {
+        self.prefetch(Self::byte_of(node));
     }
 
     /// Fetches what [`entry`](Self::entry) will read.
@@ -193,7 +198,7 @@ impl Shared {
         let _ = at;
     }
 
-    /// The next hop of an address, as an entry.
+    /// The next hop of an address.
     #[inline(always)]
     fn find<K: Key>(&self, key: &K) -> NextHopId {
         let mut entry = self.direct(key.top());
@@ -201,33 +206,33 @@ impl Shared {
             if entry & CHILD == 0 {
                 break;
             }
-            entry = self.entry(self.locate(entry, key.byte(level)));
+            entry = self.entry(self.locate(self.node(entry), key.byte(level)));
         }
-        next_hop(entry)
+        NextHopId::from_low_bits(entry)
     }
 
     /// The next hops of the first `many` addresses: one level of the trie at a time, for all that are not
-    /// done, so that they wait for memory together.
+    /// done, so that they wait for memory together. No branch depends on what is found but the number of
+    /// those that go on.
     #[inline(always)]
     fn find_batch<K: Key>(&self, keys: &[K; BATCH], many: usize, found: &mut [NextHopId; BATCH]) {
-        // Which are not done, and the node that each has come to.
+        // Which are not done, and where each has come to.
         let mut left = [0_u8; BATCH];
-        let mut nodes = [0_u32; BATCH];
+        let mut nodes = [Node(0); BATCH];
         let mut places = [At(0); BATCH];
         let mut pending = 0;
         for at in 0..many.min(BATCH) {
             let entry = self.direct(keys[at].top());
-            found[at] = next_hop(entry);
+            found[at] = NextHopId::from_low_bits(entry);
             left[pending % BATCH] = at as u8;
-            nodes[pending % BATCH] = entry;
+            nodes[pending % BATCH] = self.node(entry);
+            // Of those that are done it fetches the first unit; to ask first costs more.
+            self.prefetch_node(nodes[pending % BATCH]);
             pending += usize::from(entry & CHILD != 0);
         }
         for level in 0..K::LEVELS {
             if pending == 0 {
                 break;
-            }
-            for node in &nodes[..pending.min(BATCH)] {
-                self.prefetch_node(*node);
             }
             for at in 0..pending.min(BATCH) {
                 let key = &keys[usize::from(left[at]) % BATCH];
@@ -238,9 +243,10 @@ impl Shared {
             for at in 0..pending.min(BATCH) {
                 let entry = self.entry(places[at]);
                 let which = left[at];
-                found[usize::from(which) % BATCH] = next_hop(entry);
+                found[usize::from(which) % BATCH] = NextHopId::from_low_bits(entry);
                 left[still % BATCH] = which;
-                nodes[still % BATCH] = entry;
+                nodes[still % BATCH] = self.node(entry);
+                self.prefetch_node(nodes[still % BATCH]);
                 still += usize::from(entry & CHILD != 0);
             }
             pending = still;
@@ -303,10 +309,10 @@ impl Shared {
 
     /// Writes the head of a node that no reader can find. False when the node would be past the end.
     pub(super) fn write_head(&self, unit: u32, bits: &Bits) -> bool {
-        if unit > self.last {
+        if unit > self.mask {
             return false;
         }
-        let node = self.node(unit);
+        let node = Self::byte_of(self.node(CHILD | unit));
         let mut before = 0;
         for (group, word) in bits.iter().enumerate() {
             // SAFETY: as in `locate`.
@@ -321,11 +327,12 @@ impl Shared {
 
     /// Changes entry `index` of a node. False past the end of what a node can have.
     pub(super) fn set_entry(&self, unit: u32, index: usize, entry: u32) -> bool {
-        if unit > self.last || index >= 256 {
+        if unit > self.mask || index >= 256 {
             return false;
         }
         // SAFETY: inside, as `index < MOST_COUNTED`.
-        let word = unsafe { self.word::<AtomicU32>(self.node(unit) + ENTRIES + index * 4) };
+        let word =
+            unsafe { self.word::<AtomicU32>(Self::byte_of(self.node(CHILD | unit)) + ENTRIES + index * 4) };
         if word.load(Ordering::Relaxed) != entry {
             word.store(entry, Ordering::Release);
         }
@@ -348,18 +355,19 @@ mod tests {
     #[test]
     fn a_node_is_read_as_it_was_written() {
         let shared = Shared::create("test", 40).unwrap();
+        assert_eq!(shared.units(), 64);
         let bits = [1 | 1 << 63, 0, 1, u64::MAX];
         assert!(shared.write_head(3, &bits));
         for index in 0..count(&bits) {
             assert!(shared.set_entry(3, index, 1000 + index as u32));
         }
         for slot in 0..=255 {
-            let entry = shared.entry(shared.locate(CHILD | 3, slot));
+            let entry = shared.entry(shared.locate(shared.node(CHILD | 3), slot));
             assert_eq!(entry, 1000 + rank(&bits, slot) as u32, "slot {slot}");
         }
         assert_eq!((rank(&bits, 62), rank(&bits, 63), rank(&bits, 128), rank(&bits, 255)), (0, 1, 2, 66));
-        assert!(!shared.write_head(40, &bits));
-        assert!(!shared.set_entry(40, 0, 1));
+        assert!(!shared.write_head(64, &bits));
+        assert!(!shared.set_entry(64, 0, 1));
         assert!(!shared.set_entry(0, 256, 1));
         assert_eq!((units_of(7), units_of(8), units_of(256)), (1, 2, 17));
         assert_eq!((room_of(1), room_of(2), room_of(17)), (7, 23, 256));
