@@ -16,6 +16,7 @@
 //! | [`virtio`] | virtio-net devices, through a PCI function |
 //! | [`xdp`] | AF_XDP: a Linux interface through sockets that share memory with the kernel |
 //! | [`tap`] | an interface of Linux whose other end is a worker |
+//! | [`mod@pcap`] | plays a file, and writes what is transmitted to another |
 //! | [`memory`] | two ports connected through shared memory, within a process or across processes |
 #![deny(missing_docs, unsafe_code)]
 
@@ -28,6 +29,7 @@ pub mod fault;
 pub mod memory;
 pub mod null;
 pub mod open;
+pub mod pcap;
 pub mod pci;
 pub mod port;
 pub mod queue;
@@ -43,6 +45,7 @@ pub use e1000e::{E1000eConfig, E1000eError, E1000ePort};
 pub use memory::MemoryPort;
 pub use null::NullPort;
 pub use open::{OpenError, Opener};
+pub use pcap::{PcapConfig, PcapError, PcapPort};
 pub use port::{
     Capabilities, KickError, KickTarget, Kicked, LinkState, Port, PortStatistics, RxQueue, TxQueue,
 };

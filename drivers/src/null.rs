@@ -97,9 +97,7 @@ impl NullPort {
         }
         let queue = |_| {
             let rx = NullRx { len: config.frame_len, batch: config.batch };
-            let tx =
-                NullTx { pool: Arc::clone(pool), held: Box::new([const { Batch::new() }; HELD]), filling: 0 };
-            Some(Queue { rx: rx.into(), tx: tx.into() })
+            Some(Queue { rx: rx.into(), tx: NullTx::new(pool).into() })
         };
         Ok(Self { name: name(), pool: Arc::clone(pool), queues: (0..config.queues).map(queue).collect() })
     }
@@ -173,6 +171,12 @@ pub struct NullTx {
 // to whoever has it then; nothing in it is tied to a thread.
 #[allow(unsafe_code, reason = "a half is handed to its worker's thread with what it holds")]
 unsafe impl Send for NullTx {}
+
+impl NullTx {
+    pub(crate) fn new(pool: &Arc<Pool>) -> Self {
+        Self { pool: Arc::clone(pool), held: Box::new([const { Batch::new() }; HELD]), filling: 0 }
+    }
+}
 
 impl TxQueue for NullTx {
     #[inline(always)]

@@ -1,11 +1,13 @@
 //! Ports by name: what a program's users type.
 //!
 //! Contract: `0000:00:02.0` or `00:02.0` is a PCI function, driven through VFIO by the driver that its vendor and
-//! device ask for; `tap:NAME` is a tap that is made now; anything else is an interface of Linux, through AF_XDP. Nothing is guessed: a function that no
+//! device ask for; `tap:NAME` is a tap that is made now; `pcap:IN,OUT` plays one file and
+//! writes another; anything else is an interface of Linux, through AF_XDP. Nothing is guessed: a function that no
 //! driver of ours knows, or one that belongs to another driver of the kernel, is an error that says so. Whoever
 //! wants more than the defaults opens the port itself.
 
 use crate::e1000e::{E1000eConfig, E1000eError, E1000ePort};
+use crate::pcap::{PcapConfig, PcapError, PcapPort};
 use crate::port::Port;
 use crate::tap::{TapConfig, TapError, TapPort};
 use crate::vfio::{Domain, Host, IommuChoice, Kind, VfioError, VfioFunction};
@@ -33,6 +35,9 @@ pub enum OpenError {
     /// A tap.
     #[error(transparent)]
     Tap(#[from] TapError),
+    /// Files.
+    #[error(transparent)]
+    Pcap(#[from] PcapError),
     /// A PCI function of another kind.
     #[error(
         "device {address} is {found}, which no driver of ours knows; `isoplane ports` lists those that they know"
@@ -75,6 +80,12 @@ impl Opener {
         if let Some(tap) = name.strip_prefix("tap:") {
             let config = TapConfig { queues, ..TapConfig::new(tap) };
             return Ok(Box::new(TapPort::open(&self.pool, &config)?));
+        }
+        if let Some(files) = name.strip_prefix("pcap:") {
+            if queues != 1 {
+                return Err(PcapError::Queues { name: files.to_owned(), queues }.into());
+            }
+            return Ok(Box::new(PcapPort::open(&self.pool, &PcapConfig::parse(files))?));
         }
         if !Host::is_address(name) {
             let config = XdpConfig::new(name).queues(queues);

@@ -4,6 +4,7 @@
 use crate::e1000e::{E1000eRx, E1000eTx};
 use crate::memory::{MemoryRx, MemoryTx};
 use crate::null::{NullRx, NullTx};
+use crate::pcap::{PcapRx, PcapTx};
 use crate::port::{KickError, RxQueue, TxQueue};
 use crate::tap::{TapRx, TapTx};
 use crate::vfio;
@@ -80,6 +81,8 @@ any! {
         Xdp(XdpRx),
         /// See [`tap`](crate::tap).
         Tap(TapRx),
+        /// See [`pcap`](mod@crate::pcap).
+        Pcap(PcapRx),
         /// See [`e1000e`](crate::e1000e).
         E1000e(E1000eRx<vfio::Bar>),
         /// See [`virtio`](crate::virtio).
@@ -98,6 +101,8 @@ any! {
         Xdp(XdpTx),
         /// See [`tap`](crate::tap).
         Tap(TapTx),
+        /// See [`pcap`](mod@crate::pcap).
+        Pcap(PcapTx),
         /// See [`e1000e`](crate::e1000e).
         E1000e(E1000eTx<vfio::Bar>),
         /// See [`virtio`](crate::virtio).
@@ -113,6 +118,7 @@ macro_rules! hot {
             Self::Memory($q) => $call,
             Self::Xdp($q) => $call,
             Self::Tap($q) => $call,
+            Self::Pcap($q) => $call,
             Self::E1000e($q) => $call,
             Self::Virtio($q) => $call,
             Self::Dyn($q) => $call,

@@ -162,14 +162,20 @@ impl Recorder {
     }
 
     /// After the worker died: goes on where its published records end.
-    fn resync(&mut self) {
+    pub(crate) fn resync(&mut self) {
         self.ring.resync();
+    }
+
+    /// Are there records that nobody has read?
+    #[inline]
+    pub(crate) fn has_waiting(&self) -> bool {
+        self.ring.pending() != Some(0)
     }
 
     /// Writes records of the packets of `frames`, which stay invisible until [`Recorder::publish`]. A
     /// packet in several frames is one record.
     #[inline]
-    fn stage(&mut self, pool: &Pool, frames: &[Frame], direction: Direction) -> Staged {
+    pub(crate) fn stage(&mut self, pool: &Pool, frames: &[Frame], direction: Direction) -> Staged {
         let ticks = Clock::ticks();
         let mut staged = Staged { after: [(0, 0); BATCH + 1] };
         let (mut cells, mut missed, mut start) = (0, 0, 0);
@@ -188,7 +194,7 @@ impl Recorder {
 
     /// Makes the records of the first `frames` staged frames visible and forgets the others.
     #[inline]
-    fn publish(&mut self, staged: &Staged, frames: usize) {
+    pub(crate) fn publish(&mut self, staged: &Staged, frames: usize) {
         let (cells, missed) = staged.after[frames.min(BATCH)];
         self.missed = self.missed.wrapping_add(missed);
         if cells != 0 {
@@ -248,8 +254,15 @@ impl Recorder {
 }
 
 /// Cells written and packets missed up to and with each frame of a batch.
-struct Staged {
+pub(crate) struct Staged {
     after: [(u32, u64); BATCH + 1],
+}
+
+impl Staged {
+    /// Leading frames, of `frames`, none of which ends a packet that was missed.
+    pub(crate) fn before_a_miss(&self, frames: usize) -> usize {
+        self.after.iter().take(frames + 1).skip(1).take_while(|(_, missed)| *missed == 0).count()
+    }
 }
 
 /// A recorded packet.
@@ -295,6 +308,11 @@ impl Records {
         let region = Region::from_fd(fd, true)?;
         let consumer = Consumer::new(ring::Mapped::attach(&region, 0)?);
         Ok(Self::new(consumer, region))
+    }
+
+    /// Goes on where the last reader, perhaps in another process, has stopped.
+    pub(crate) fn resync(&mut self) {
+        self.ring.resync();
     }
 
     /// The region, to pass its descriptor on.

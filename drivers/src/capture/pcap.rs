@@ -39,8 +39,16 @@ impl<W: Write> PcapSink<W> {
     /// # Errors
     /// Those of the writer.
     pub fn drain(&mut self, records: &mut Records) -> Result<u64, PcapError> {
+        self.drain_some(records, usize::MAX)
+    }
+
+    /// As [`PcapSink::drain`], but at most `most` packets.
+    ///
+    /// # Errors
+    /// Those of the writer.
+    pub fn drain_some(&mut self, records: &mut Records, most: usize) -> Result<u64, PcapError> {
         let before = self.packets;
-        for record in records {
+        for record in records.take(most) {
             self.writer.write_packet(&PcapPacket::new(record.time, record.len, &record.bytes))?;
             self.packets += 1;
         }
