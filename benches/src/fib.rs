@@ -4,10 +4,11 @@
 //! same addresses up, in the same order and once, 64 at a time: IPv4 with DIR24_8 and entries of four
 //! bytes, its three scalar functions and the AVX-512 one, of which the fastest counts; IPv6 with its trie,
 //! scalar and AVX-512. It prints TSC cycles a lookup, taken around every 64; we take ours in the same way
-//! (`mfence; rdtsc`, as `rte_rdtsc_precise`), and both are divided into the TSC's frequency.
+//! (`mfence; rdtsc`, as `rte_rdtsc_precise`), and both are divided into the TSC's frequency. Both run
+//! before all other programs (SCHED_FIFO) where that is allowed: what those take would count.
 //!
-//! Memory is what lookups need: its first table has 2^24 entries, and each of its second ones 256; it is
-//! given as many of those as the routes need, and no more are counted. Ours is all that the table took.
+//! Memory is what lookups need: its first table has 2^24 entries, and each of its second ones 256; only
+//! those that the routes need are counted, though it wants more. Ours is all that the table took.
 
 use crate::comparison::{BenchError, Comparison, Sample, Target};
 use crate::routes;
@@ -86,6 +87,7 @@ fn look_up<K: Key>(fib: &Fib<K>, addresses: &[K]) -> (f64, u64) {
 
 fn measure<K: Key>(routes: &[(K::Net, u32)], addresses: &[K]) -> Result<Sample, BenchError> {
     crate::pin(crate::FORWARDER_CPU)?;
+    crate::undisturbed();
     let clock = Clock::tsc().map_err(|e| BenchError::ours("fib", e))?;
     let start = std::time::Instant::now();
     let (writer, reader) = load(routes)?;
@@ -214,7 +216,11 @@ impl Printed {
 /// Runs the peer with one of its lookup functions.
 pub(crate) fn run(what: Lookups, function: &str) -> Result<Printed, BenchError> {
     let files = files(what)?;
-    let mut command = Command::new(PROGRAM);
+    // As ours: see `crate::undisturbed`.
+    let mut command = if crate::realtime() { Command::new("chrt") } else { Command::new(PROGRAM) };
+    if crate::realtime() {
+        command.args(["-f", "1", PROGRAM]);
+    }
     let cpu = crate::FORWARDER_CPU.to_string();
     command.args(["-l", &cpu, "--no-pci", "--no-telemetry", "--force-max-simd-bitwidth=512"]);
     command.args(if crate::hugepages::available() { ["--in-memory", "-m"] } else { ["--no-huge", "-m"] });
@@ -231,7 +237,7 @@ pub(crate) fn run(what: Lookups, function: &str) -> Result<Printed, BenchError> 
         .stdin(Stdio::null())
         .output()
         .map_err(|source| BenchError::Spawn { program: PROGRAM.to_owned(), source })?;
-    let text = String::from_utf8_lossy(&output.stdout);
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     Printed::of(&text).ok_or_else(|| BenchError::Peer {
         program: format!("{command:?}"),
         what: format!("no figures, and it ended with {}", output.status),

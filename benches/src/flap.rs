@@ -26,7 +26,7 @@ const FLAPPING: usize = 8;
 /// Batches that the reader looks up, in turn.
 const PROBES: usize = 1024;
 /// How long it is measured.
-const MEASURED: Duration = Duration::from_secs(3);
+const MEASURED: Duration = Duration::from_secs(2);
 /// Changes a second that there must be.
 const LEAST: f64 = 1e5;
 /// Answers that an address can have.
@@ -140,6 +140,7 @@ impl Comparison for Flap {
         let table = routes::ipv4(ROUTES, NEXT_HOPS);
         let probes = probes(&table);
         let (mut writer, reader) = crate::fib::load::<u32>(&table)?;
+        crate::undisturbed();
         let (turns, stop) = (AtomicU64::new(0), AtomicBool::new(false));
         let epochs = Turns(&turns);
         let mut random = Random(7);

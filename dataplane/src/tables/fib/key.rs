@@ -13,7 +13,7 @@ mod sealed {
 }
 
 /// An address as a number: `u32` for IPv4, `u128` for IPv6.
-pub trait Key: sealed::Sealed + Copy + Default + Debug + Send + Sync + 'static {
+pub trait Key: sealed::Sealed + bytemuck::Pod + Default + Debug + Send + Sync + 'static {
     /// A prefix of such addresses.
     type Net: Copy + Display + Debug;
     /// Levels of nodes below the direct table; each takes a byte.

@@ -8,6 +8,8 @@
 //! byte at a time by nodes that keep one entry for each run of equal slots and find it by counting bits.
 //! So an IPv4 address needs three reads that depend on each other (four below a /24), all of them in few
 //! megabytes that stay in the caches.
+//! A batch of lookups makes each of these steps for all its addresses before the next, so that they wait
+//! for memory together: in registers of sixteen where the CPU has AVX-512, else one by one.
 
 mod key;
 mod shared;
@@ -15,6 +17,8 @@ mod space;
 #[cfg(test)]
 mod tests;
 mod trie;
+#[cfg(target_arch = "x86_64")]
+mod vector;
 
 use super::epochs::Epochs;
 use super::next_hop::NextHopId;

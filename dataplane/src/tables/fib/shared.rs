@@ -31,9 +31,9 @@ pub(super) const UNIT: usize = 64;
 pub(super) const DIRECT_BITS: u32 = 16;
 /// Slots of the direct table.
 const DIRECT: usize = 1 << DIRECT_BITS;
-const DIRECT_BYTES: usize = DIRECT * 4;
+pub(super) const DIRECT_BYTES: usize = DIRECT * 4;
 /// Where the counts are in a node.
-const COUNTS: usize = 32;
+pub(super) const COUNTS: usize = 32;
 /// Where the entries are in a node.
 const ENTRIES: usize = 36;
 /// Set bits that a lookup can count, whatever a node says: a count of 8 bits and a word.
@@ -287,6 +287,11 @@ impl Shared {
         found: &mut [NextHopId; BATCH],
     ) {
         #[cfg(target_arch = "x86_64")]
+        if super::vector::available() {
+            // SAFETY: the CPU was just asked, and the region is this one.
+            return unsafe { super::vector::find_batch(self.base, self.mask, keys, many, found) };
+        }
+        #[cfg(target_arch = "x86_64")]
         if std::arch::is_x86_feature_detected!("popcnt")
             && std::arch::is_x86_feature_detected!("bmi1")
             && std::arch::is_x86_feature_detected!("bmi2")
@@ -337,6 +342,27 @@ impl Shared {
             word.store(entry, Ordering::Release);
         }
         true
+    }
+
+    /// The answers of every way to look a batch up that this CPU has.
+    #[cfg(test)]
+    pub(super) fn every_way<K: Key>(&self, keys: &[K; BATCH]) -> Vec<[NextHopId; BATCH]> {
+        let mut all = vec![std::array::from_fn(|at| self.find(&keys[at])); 2];
+        self.find_batch(keys, BATCH, &mut all[1]);
+        #[cfg(target_arch = "x86_64")]
+        if std::arch::is_x86_feature_detected!("bmi2") {
+            all.push([NextHopId::NONE; BATCH]);
+            // SAFETY: the CPU was just asked; what has BMI2 has the other two.
+            unsafe { self.find_batch_popcnt(keys, BATCH, &mut all[2]) };
+        }
+        #[cfg(target_arch = "x86_64")]
+        if super::vector::available() {
+            let mut found = [NextHopId::NONE; BATCH];
+            // SAFETY: the CPU was just asked, and the region is this one.
+            unsafe { super::vector::find_batch(self.base, self.mask, keys, BATCH, &mut found) };
+            all.push(found);
+        }
+        all
     }
 
     /// Overwrites a word of the region, as a fault would.
