@@ -202,7 +202,9 @@ fn oracle(rule: &Rule, packet: &[u8]) -> bool {
             })
         })
     };
+    let is_ip = matches!(inner, Some(0x0800 | 0x86dd));
     rule.ether_type.is_none_or(|t| t == outer || Some(t) == inner)
+        && !(rule.not_ip && is_ip)
         && rule.protocol.is_none_or(|p| protocol == Some(p))
         && rule.source_port.is_none_or(|p| ports.is_some_and(|(source, _)| source == p))
         && rule.destination_port.is_none_or(|p| ports.is_some_and(|(_, destination)| destination == p))
@@ -239,6 +241,13 @@ impl Random {
             }
             if any(self) {
                 rule.destination_port = Some(self.pick(&[53, 443, 1000]));
+            }
+            if rule.protocol.or(rule.source_port.map(|_| 0)).or(rule.destination_port.map(|_| 0)).is_none()
+                && !matches!(rule.ether_type, Some(0x0800 | 0x86dd))
+                && any(self)
+            {
+                rule.not_ip = true;
+                continue;
             }
             let six = self.next().is_multiple_of(2);
             for prefix in [&mut rule.source, &mut rule.destination] {
@@ -294,6 +303,7 @@ fn the_longest_list_of_rules_loads_and_one_more_is_refused() {
     let lab = Lab::new();
     let address = |i: u16| IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, i, 0, 0, 0, 0, 1));
     let full = Rule {
+        not_ip: false,
         ether_type: Some(0x86dd),
         protocol: Some(17),
         source_port: Some(1),
@@ -321,7 +331,8 @@ fn rules_that_make_no_sense_are_refused() {
     let v4 = IpAddr::V4(Ipv4Addr::LOCALHOST);
     let mixed = Rule { source: Some(Prefix { address: IpAddr::V6(v6(1)), length: 1 }), ..Rule::to(v4, 8) };
     let wrong = Rule { ether_type: Some(0x86dd), ..Rule::to(v4, 8) };
-    for rule in [Rule::default(), Rule::to(v4, 33), mixed, wrong] {
+    let never = Rule { not_ip: true, ..Rule::protocol(1) };
+    for rule in [Rule::default(), Rule::to(v4, 33), mixed, wrong, never] {
         let steering = Steering::Matching(vec![Rule::protocol(1), rule]);
         let refused = lab.wires.open(&lab.pool, config("x0").steering(steering));
         assert!(matches!(refused, Err(XdpError::Rule { rule: 1, .. })), "{refused:?}");
@@ -359,4 +370,75 @@ fn the_rest_goes_to_the_kernel() {
         assert_eq!(seen, Some(expected));
     }
     worker.close();
+}
+
+/// What is steered changes while packets come: each goes one way or the other, none is lost or seen twice.
+#[test]
+fn steering_changes_between_two_packets() {
+    let wires = Wires::new();
+    let (x, y) = wires.pair(1500, 1);
+    let pool = pool(512);
+    let mut port = wires.open(&pool, config("x0")).expect("a port");
+    let first = port.program_id().expect("a program");
+    let steering = port.steering();
+    let own = IpAddr::from(V4B);
+    let away = Steering::Excluding(vec![Rule::not_ip(), Rule::to(own, 32)]);
+    steering.set(&away).expect("other rules");
+    assert_ne!(port.program_id().expect("a program"), first);
+    assert_eq!(x.status().expect("the link").xdp_program, port.program_id().ok());
+    assert!(!port.would_take(&udp4(V4A, V4B, 1, 53)).expect("a verdict"));
+    assert!(!port.would_take(&arp()).expect("a verdict"));
+    assert!(!port.would_take(&tag(arp(), 0x8100, 7)).expect("a verdict"));
+    assert!(port.would_take(&udp4(V4B, V4A, 1, 53)).expect("a verdict"));
+    assert!(port.would_take(&tag(udp6(v6(1), v6(2), 1, 53), 0x8100, 7)).expect("a verdict"));
+
+    // The handle is another thread's.
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let mut worker = Worker::new(&mut port, 0, 128);
+    let mut stack = PacketSocket::open(&x).expect("a packet socket");
+    let peer = PacketSocket::open(&y).expect("a packet socket");
+    let (mut taken, mut passed) = (Vec::new(), Vec::new());
+    std::thread::scope(|scope| {
+        let (stop, steering, away) = (&stop, steering.clone(), &away);
+        scope.spawn(move || {
+            let mut everything = false;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                everything = !everything;
+                steering.set(if everything { &Steering::Everything } else { away }).expect("other rules");
+            }
+        });
+        let is_ours = |p: &[u8]| p.get(26..34) == Some(&[V4A, V4B].concat()[..]);
+        for i in 0..3000 {
+            let packet = udp4(V4A, V4B, i, 53);
+            peer.send(&packet).expect("sent");
+            // Veth hands over in the background; wherever it comes out, it does so once.
+            let deadline = std::time::Instant::now() + PATIENCE;
+            loop {
+                assert!(std::time::Instant::now() < deadline, "packet {i} is lost");
+                let got = worker.poll();
+                if !got.is_empty() {
+                    assert_eq!(got, [packet]);
+                    taken.push(i);
+                    break;
+                }
+                if let Some(seen) = stack.receive_matching(Default::default(), is_ours).expect("a socket") {
+                    assert_eq!(seen, packet);
+                    passed.push(i);
+                    break;
+                }
+            }
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    assert!(taken.len() > 100 && passed.len() > 100, "{} taken, {} passed", taken.len(), passed.len());
+    // Refused rules leave those that are.
+    let now = port.program_id().expect("a program");
+    let refused = steering.set(&Steering::Excluding(vec![Rule::default()]));
+    assert!(matches!(refused, Err(XdpError::Rule { rule: 0, .. })), "{refused:?}");
+    assert_eq!(port.program_id().expect("a program"), now);
+    worker.close();
+    drop(port);
+    let closed = steering.set(&Steering::Everything);
+    assert!(matches!(closed, Err(XdpError::Closed { .. })), "{closed:?}");
+    assert_eq!(x.status().expect("the link").xdp_program, None);
 }

@@ -2,6 +2,7 @@
 
 use crate::app::PortId;
 use crate::tables::interface::ReversePath;
+use isoplane_drivers::xdp::XdpSteering;
 use std::collections::BTreeMap;
 
 /// Which of the kernel's routing tables count. Its table `local`, with the addresses of the machine, always
@@ -52,7 +53,7 @@ impl Default for Overrides {
 }
 
 /// What to follow.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct SyncConfig {
     /// The router's ports, by the kernel's name of their interfaces. Their 802.1Q sub-interfaces are
@@ -65,6 +66,10 @@ pub struct SyncConfig {
     /// Bytes of events that may wait; more is an overrun, and everything is read again. 64 MiB unless
     /// changed; the kernel counts about a kilobyte for an event.
     pub receive_buffer: usize,
+    /// AF_XDP ports that are to leave to the kernel what is the host's: everything but IP, multicast, broadcasts,
+    /// link-local IPv6, and the router's own addresses as they change. Taken with
+    /// [`XdpPort::steering`](isoplane_drivers::xdp::XdpPort::steering) before the port goes into the builder.
+    pub steering: Vec<XdpSteering>,
     /// CPUs for the thread; none: wherever the calling thread may run. Name some that no worker spins on.
     pub cpus: Vec<usize>,
 }
@@ -78,6 +83,7 @@ impl SyncConfig {
             table: RouteTable::default(),
             overrides: Overrides::default(),
             receive_buffer: 64 << 20,
+            steering: Vec::new(),
             cpus: Vec::new(),
         }
     }

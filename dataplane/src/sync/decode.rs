@@ -449,3 +449,81 @@ fn object(body: &[u8]) -> Option<(u32, ObjectNews)> {
     };
     Some((id, what))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use netlink_packet_core::Emitable;
+    use netlink_packet_route::link::{
+        InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, VlanProtocol,
+    };
+    use proptest::prelude::*;
+
+    fn vlan(id: u16, protocol: VlanProtocol) -> Event {
+        let mut message = LinkMessage::default();
+        message.header.index = 7;
+        message.header.flags = LinkFlags::Up | LinkFlags::LowerUp;
+        message.attributes = vec![
+            LinkAttribute::IfName("eth0.5".to_owned()),
+            LinkAttribute::Mtu(1496),
+            LinkAttribute::Link(3),
+            LinkAttribute::Address(vec![2, 0, 0, 0, 0, 1]),
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::Kind(InfoKind::Vlan),
+                LinkInfo::Data(InfoData::Vlan(vec![InfoVlan::Id(id), InfoVlan::Protocol(protocol)])),
+            ]),
+        ];
+        let mut body = vec![0; message.buffer_len()];
+        message.emit(&mut body);
+        message::read(message::NEW_LINK, 0, false, &body).unwrap()
+    }
+
+    #[test]
+    fn vlan_sub_interfaces_are_known_by_their_kind() {
+        let news = LinkNews {
+            index: 7,
+            name: "eth0.5".to_owned(),
+            mac: Some(MacAddress([2, 0, 0, 0, 0, 1])),
+            mtu: 1496,
+            up: true,
+            carrier: true,
+            vlan: Some((3, 5)),
+        };
+        assert_eq!(vlan(5, VlanProtocol::Ieee8021Q), Event::Link(news.clone()));
+        // Not a tag of ours, and no identifier of a VLAN.
+        let none = Event::Link(LinkNews { vlan: None, ..news });
+        assert_eq!(vlan(5, VlanProtocol::Ieee8021Ad), none);
+        assert_eq!(vlan(0, VlanProtocol::Ieee8021Q), none);
+        assert_eq!(vlan(4095, VlanProtocol::Ieee8021Q), none);
+    }
+
+    proptest! {
+        /// Whatever is in a message: no panic, and no prefix longer than its address.
+        #[test]
+        fn any_bytes_are_read_or_refused(
+            kind in prop::sample::select(vec![16u16, 17, 20, 21, 24, 25, 28, 29, 80, 104, 105, 9]),
+            flags: u16,
+            dump: bool,
+            head in prop::collection::vec(any::<u8>(), 0..16),
+            attributes in prop::collection::vec((0u16..32, prop::collection::vec(any::<u8>(), 0..40)), 0..8),
+            cut in 0usize..400,
+        ) {
+            let mut body = head;
+            if let Some(family) = body.first_mut() {
+                *family = [0, 2, 10, *family][usize::from(*family) % 4];
+            }
+            for (kind, value) in attributes {
+                let length = value.len() as u16 + 4;
+                body.extend(length.to_ne_bytes());
+                body.extend(kind.to_ne_bytes());
+                body.extend(value);
+                body.resize(body.len().next_multiple_of(4), 0);
+            }
+            body.truncate(cut);
+            if let Some(Event::Route(route)) = message::read(kind, flags, dump, &body) {
+                prop_assert!(route.prefix.prefix_len() <= route.prefix.max_prefix_len());
+                prop_assert_eq!(route.prefix, route.prefix.trunc());
+            }
+        }
+    }
+}

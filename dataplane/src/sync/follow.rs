@@ -8,10 +8,11 @@ use super::SyncError;
 use super::config::SyncConfig;
 use super::decode::message;
 use super::model::{Asked, Model};
+use super::punt::Punt;
 use super::socket::{Dump, Dumped, Events, Query, Read, Resolver, messages};
 use super::status::Counters;
 use crate::blocks::router::Message;
-use crate::tables::{Epochs, Immediate, TablesWriter};
+use crate::tables::{Epochs, TablesWriter};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -29,6 +30,8 @@ const MOST_ASIDE: usize = 256 << 20;
 /// How long doubts are gathered before everything is read again, and the wait after a failure.
 const DOUBTS_FOR: Duration = Duration::from_millis(100);
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// How often what had no room is tried again without an event.
+const PLACE_EVERY: Duration = Duration::from_millis(20);
 /// Tries at a dump that changes tear.
 const TRIES: u32 = 4;
 
@@ -38,6 +41,9 @@ pub(super) type Inbox = Box<dyn FnMut() -> Option<Message> + Send>;
 /// Follows the kernel.
 pub(super) struct Follower {
     model: Model,
+    punt: Punt,
+    /// When steering that failed is tried again.
+    steer_again: Option<Instant>,
     events: Events,
     query: Query,
     resolver: Resolver,
@@ -45,6 +51,8 @@ pub(super) struct Follower {
     /// A buffer, and what was set aside.
     datagrams: Vec<u8>,
     resync: Option<Instant>,
+    /// When to try next what had no room.
+    place_again: Instant,
 }
 
 impl Follower {
@@ -55,6 +63,7 @@ impl Follower {
         counters: Arc<Counters>,
     ) -> Result<Self, SyncError> {
         let events = Events::open(config.receive_buffer)?;
+        let punt = Punt::new(config.steering.clone());
         let mut model = Model::new(config, tables, Arc::clone(&counters));
         model.place_fixed();
         Ok(Self {
@@ -62,14 +71,22 @@ impl Follower {
             query: Query::open()?,
             resolver: Resolver::open()?,
             model,
+            punt,
+            steer_again: None,
             counters,
             datagrams: Vec::new(),
             resync: None,
+            place_again: Instant::now(),
         })
     }
 
+    /// Workers read the tables from now on.
+    pub(super) fn set_epochs(&mut self, epochs: Box<dyn Epochs + Send>) {
+        self.model.set_epochs(epochs);
+    }
+
     /// Reads everything, and takes away what is no longer there.
-    pub(super) fn resync(&mut self, epochs: &dyn Epochs) -> Result<(), SyncError> {
+    pub(super) fn resync(&mut self) -> Result<(), SyncError> {
         let Self { model, events, query, counters, datagrams, .. } = self;
         counters.resyncs();
         datagrams.clear();
@@ -82,6 +99,8 @@ impl Follower {
                 let mut end = Dumped::Torn;
                 for _ in 0..TRIES {
                     let between = || {
+                        // Workers' kicker may be on the same CPU.
+                        std::thread::yield_now();
                         loop {
                             match events.read(&mut aside)? {
                                 Read::Some if aside.len() < MOST_ASIDE => {}
@@ -93,7 +112,7 @@ impl Follower {
                             }
                         }
                     };
-                    end = query.dump(what, |event| model.apply(event, epochs), between)?;
+                    end = query.dump(what, |event| model.apply(event), between)?;
                     if end == Dumped::Whole {
                         break;
                     }
@@ -101,10 +120,10 @@ impl Follower {
                 }
                 // Of a torn one it is not known what is missing.
                 match end {
-                    Dumped::Whole => model.sweep(what, epochs),
+                    Dumped::Whole => model.sweep(what),
                     Dumped::Torn => torn = true,
                 }
-                model.settle(epochs);
+                model.settle();
             }
             Ok(())
         };
@@ -113,22 +132,23 @@ impl Follower {
         for (kind, flags, body) in messages(&aside) {
             counters.events();
             if let Some(event) = message::read(kind, flags, false, body) {
-                model.apply(event, epochs);
+                model.apply(event);
             }
         }
-        model.settle(epochs);
+        model.settle();
         aside.clear();
         aside.shrink_to(1 << 20);
         *datagrams = aside;
         if overrun {
             counters.overruns();
         }
+        self.steer();
         self.resync = (overrun || torn).then(|| Instant::now() + DOUBTS_FOR);
         done
     }
 
     /// Takes in the events that have come; true when there may be more.
-    fn take_events(&mut self, epochs: &dyn Epochs) -> Result<bool, SyncError> {
+    fn take_events(&mut self) -> Result<bool, SyncError> {
         let mut more = true;
         let mut taken = 0;
         while more && taken < BATCH {
@@ -146,17 +166,32 @@ impl Follower {
                 taken += 1;
                 self.counters.events();
                 if let Some(event) = message::read(kind, flags, false, body) {
-                    self.model.apply(event, epochs);
+                    self.model.apply(event);
                 }
             }
         }
-        if taken > 0 {
-            self.model.settle(epochs);
+        if taken > 0 || self.model.has_unplaced() && self.place_again <= Instant::now() {
+            self.place_again = Instant::now() + PLACE_EVERY;
+            self.model.settle();
+        }
+        if self.steer_again.is_none_or(|at| at <= Instant::now()) {
+            self.steer();
         }
         if self.model.is_doubtful() && self.resync.is_none() {
             self.resync = Some(Instant::now() + DOUBTS_FOR);
         }
         Ok(more)
+    }
+
+    /// Lets the ports' steering follow the router's own addresses.
+    fn steer(&mut self) {
+        self.steer_again = None;
+        if let Some(own) = self.model.own_if_changed()
+            && !self.punt.update(own, &self.counters)
+        {
+            self.model.own_not_taken();
+            self.steer_again = Some(Instant::now() + RETRY_AFTER);
+        }
     }
 
     fn serve(&mut self, inboxes: &mut [Inbox]) {
@@ -180,16 +215,16 @@ impl Follower {
     }
 
     /// Follows until `stop`.
-    pub(super) fn follow(&mut self, inboxes: &mut [Inbox], epochs: &dyn Epochs, stop: &AtomicBool) {
+    pub(super) fn follow(&mut self, inboxes: &mut [Inbox], stop: &AtomicBool) {
         let mut behind_since: Option<Instant> = None;
         let mut failing = false;
         while !stop.load(Ordering::Relaxed) {
             let done = if self.resync.is_some_and(|at| at <= Instant::now()) {
                 behind_since.get_or_insert_with(Instant::now);
                 self.resync = None;
-                self.resync(epochs).map(|()| true)
+                self.resync().map(|()| true)
             } else {
-                self.take_events(epochs)
+                self.take_events()
             };
             let more = match done {
                 Ok(more) => {
@@ -223,10 +258,5 @@ impl Follower {
         for ask in self.model.managed() {
             self.resolver.ask(&ask);
         }
-    }
-
-    /// The first time, before anybody reads the tables or while they are empty.
-    pub(super) fn load(&mut self, epochs: Option<&dyn Epochs>) -> Result<(), SyncError> {
-        self.resync(epochs.unwrap_or(&Immediate))
     }
 }

@@ -46,6 +46,7 @@ mod config;
 mod decode;
 mod follow;
 mod model;
+mod punt;
 mod socket;
 mod status;
 
@@ -119,7 +120,7 @@ impl Sync {
         let counters = Arc::new(Counters::default());
         let cpus = config.cpus.clone();
         let mut follower = Follower::open(config, tables, Arc::clone(&counters))?;
-        follower.load(None)?;
+        follower.resync()?;
         Ok(Loaded { follower, counters, cpus })
     }
 
@@ -137,8 +138,9 @@ impl Sync {
         let counters = Arc::new(Counters::default());
         let cpus = config.cpus.clone();
         let mut follower = Follower::open(config, tables, Arc::clone(&counters))?;
-        follower.load(Some(&epochs))?;
-        Loaded { follower, counters, cpus }.start(mailboxes, epochs)
+        follower.set_epochs(Box::new(epochs));
+        follower.resync()?;
+        Loaded { follower, counters, cpus }.spawn(mailboxes)
     }
 
     /// How it is doing.
@@ -185,13 +187,18 @@ impl Loaded {
         mailboxes: Vec<Mailbox<impl Pod + Send, Message>>,
         epochs: impl Epochs + Send + 'static,
     ) -> Result<Sync, SyncError> {
+        self.follower.set_epochs(Box::new(epochs));
+        self.spawn(mailboxes)
+    }
+
+    fn spawn(mut self, mailboxes: Vec<Mailbox<impl Pod + Send, Message>>) -> Result<Sync, SyncError> {
         let inbox = |mut mailbox: Mailbox<_, Message>| Box::new(move || mailbox.receive()) as Inbox;
         let mut inboxes: Vec<Inbox> = mailboxes.into_iter().map(inbox).collect();
         let stop = Arc::new(AtomicBool::new(false));
         let (stopped, counters) = (Arc::clone(&stop), Arc::clone(&self.counters));
         let thread = spawn("iso-sync", move || {
             stay_on(&self.cpus, "sync thread");
-            self.follower.follow(&mut inboxes, &epochs, &stopped);
+            self.follower.follow(&mut inboxes, &stopped);
         });
         match thread {
             Ok(thread) => Ok(Sync { counters, stop, thread: Some(thread) }),

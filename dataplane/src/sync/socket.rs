@@ -162,7 +162,11 @@ impl Events {
                     into.truncate(before);
                     Ok(Read::Overrun)
                 }
-                Ok(_) => Ok(Read::Some),
+                Ok(_) => {
+                    // Messages begin at multiples of four, also behind this one.
+                    into.resize(into.len().next_multiple_of(4), 0);
+                    Ok(Read::Some)
+                }
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EAGAIN) => Ok(Read::None),
                     Some(libc::ENOBUFS) => Ok(Read::Overrun),

@@ -37,6 +37,12 @@ pub struct SyncStatus {
     pub asked: u64,
     /// Questions that the kernel did not take, such as when its own table of neighbours is full.
     pub ask_failures: u64,
+    /// Times that an AF_XDP port's steering followed the router's own addresses.
+    pub steered: u64,
+    /// Times that it could not.
+    pub steering_failures: u64,
+    /// Own prefixes that have no room among the steering rules: their packets come to a worker.
+    pub unsteered: u64,
     /// Errors of the kernel that made a resync fail; it is tried again.
     pub errors: u64,
     /// Since when there has been something to read, without a break: how far we may be behind.
@@ -56,6 +62,7 @@ macro_rules! counters {
             objects: AtomicU64,
             interfaces: AtomicU64,
             unplaced: AtomicU64,
+            unsteered: AtomicU64,
             lag: AtomicU64,
             worst_lag: AtomicU64,
         }
@@ -74,6 +81,7 @@ macro_rules! counters {
                     objects: get(&self.objects),
                     interfaces: get(&self.interfaces),
                     unplaced: get(&self.unplaced),
+                    unsteered: get(&self.unsteered),
                     lag: Duration::from_micros(get(&self.lag)),
                     worst_lag: Duration::from_micros(get(&self.worst_lag)),
                 }
@@ -94,6 +102,8 @@ counters!(
     asked,
     ask_failures,
     errors,
+    steered,
+    steering_failures,
 );
 
 impl Counters {
@@ -114,6 +124,10 @@ impl Counters {
         ] {
             to.store(value as u64, Ordering::Relaxed);
         }
+    }
+
+    pub(super) fn unsteered(&self, prefixes: usize) {
+        self.unsteered.store(prefixes as u64, Ordering::Relaxed);
     }
 
     pub(super) fn lag(&self, behind: Duration) {

@@ -237,7 +237,7 @@ impl Followed {
     }
 
     pub(crate) fn wait(&self, what: &str, is: impl Fn() -> bool, shown: impl Fn() -> String) {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while !is() {
             assert!(Instant::now() < deadline, "{what}: not yet; {}; {:?}", shown(), self.status());
             std::thread::sleep(Duration::from_millis(1));

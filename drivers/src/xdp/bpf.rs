@@ -5,11 +5,12 @@
 #![allow(unsafe_code, reason = "bpf(2) takes addresses; see each block")]
 
 use super::error::XdpError;
-use super::layout::{Insn, LinkCreate, MapCreate, MapElem, ObjInfo, ProgLoad, TestRun, bpf};
+use super::layout::{Insn, LinkCreate, LinkUpdate, MapCreate, MapElem, ObjInfo, ProgLoad, TestRun, bpf};
 use super::sys;
 use bytemuck::Zeroable;
 use nix::errno::Errno;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 const LOG_BYTES: usize = 1 << 18;
 /// What an error shows of the verifier's log: its end, where the reason is.
@@ -166,14 +167,38 @@ pub(super) struct Link {
 #[derive(Debug)]
 pub(super) struct Attachment {
     pub(super) link: Link,
-    pub(super) program: Program,
+    program: Mutex<Program>,
     pub(super) map: SocketMap,
 }
 
 impl Attachment {
+    pub(super) const fn new(link: Link, program: Program, map: SocketMap) -> Self {
+        Self { link, program: Mutex::new(program), map }
+    }
+
+    /// The program that steers now.
+    pub(super) fn program(&self) -> MutexGuard<'_, Program> {
+        // A descriptor is whole whatever panicked meanwhile.
+        self.program.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts another program in the place of the one that steers, between two packets.
+    pub(super) fn replace(&self, program: Program) -> Result<(), Errno> {
+        let mut now = self.program();
+        let mut attributes = LinkUpdate {
+            link_fd: self.link.fd.as_raw_fd() as u32,
+            new_prog_fd: program.0.as_raw_fd() as u32,
+            ..LinkUpdate::zeroed()
+        };
+        // SAFETY: the command takes no addresses.
+        unsafe { sys::bpf(bpf::LINK_UPDATE, &mut attributes) }?;
+        *now = program;
+        Ok(())
+    }
+
     /// Its descriptors: what only the opener of the port has business with.
     pub(super) fn descriptors(&self) -> [RawFd; 3] {
-        [self.link.fd.as_raw_fd(), self.program.0.as_raw_fd(), self.map.0.as_raw_fd()]
+        [self.link.fd.as_raw_fd(), self.program().0.as_raw_fd(), self.map.0.as_raw_fd()]
     }
 }
 

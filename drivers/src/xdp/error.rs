@@ -169,6 +169,12 @@ pub enum XdpError {
         /// Size of the pool's chunks together.
         bytes: u64,
     },
+    /// The port is closed, so there is nothing to steer.
+    #[error("interface {interface}: the port is closed, so nothing can be steered to it; open it again")]
+    Closed {
+        /// The interface.
+        interface: String,
+    },
     /// The kernel has no AF_XDP.
     #[error("this kernel has no AF_XDP sockets (CONFIG_XDP_SOCKETS)")]
     NoAfXdp,

@@ -185,6 +185,7 @@ pub(super) mod bpf {
     pub(crate) const PROG_TEST_RUN: i32 = 10;
     pub(crate) const OBJ_GET_INFO_BY_FD: i32 = 15;
     pub(crate) const LINK_CREATE: i32 = 28;
+    pub(crate) const LINK_UPDATE: i32 = 29;
     pub(crate) const MAP_TYPE_XSKMAP: u32 = 17;
     pub(crate) const PROG_TYPE_XDP: u32 = 6;
     pub(crate) const ATTACH_XDP: u32 = 37;
@@ -265,6 +266,16 @@ pub(super) struct LinkCreate {
     pub(super) flags: u32,
 }
 
+/// `union bpf_attr` for `BPF_LINK_UPDATE`.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct LinkUpdate {
+    pub(super) link_fd: u32,
+    pub(super) new_prog_fd: u32,
+    pub(super) flags: u32,
+    pub(super) old_prog_fd: u32,
+}
+
 /// `union bpf_attr` for `BPF_OBJ_GET_INFO_BY_FD`.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
@@ -294,6 +305,7 @@ const _: () = {
     assert!(size_of::<ProgLoad>() == 72);
     assert!(size_of::<TestRun>() == 40);
     assert!(size_of::<LinkCreate>() == 16);
+    assert!(size_of::<LinkUpdate>() == 16);
     assert!(size_of::<ObjInfo>() == 16);
     assert!(size_of::<Insn>() == 8);
 };

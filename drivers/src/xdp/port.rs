@@ -8,6 +8,7 @@ use super::interface::{Interface, Namespace, within};
 use super::layout::{MAX_SEGMENTS, PAGE, TX_METADATA_BYTES};
 use super::open::{Opened, Plan};
 use super::program;
+use super::resteer::XdpSteering;
 use super::slot::Slot;
 use super::socket::RingSizes;
 use super::umem::Geometry;
@@ -41,6 +42,7 @@ pub struct XdpPort {
     namespace: Namespace,
     pool: Arc<Pool>,
     opener: nix::unistd::Pid,
+    multi_buffer: bool,
     // Last: the program is detached when the sockets are closed; what arrives between the two goes to
     // the kernel.
     attachment: Arc<Attachment>,
@@ -88,7 +90,7 @@ impl XdpPort {
         let program = Program::load(name, &code, config.multi_buffer)?;
         let mut reasons = Vec::new();
         let link = attach(&namespace, &interface, &program, config.attach, &mut reasons)?;
-        let attachment = Arc::new(Attachment { link, program, map });
+        let attachment = Arc::new(Attachment::new(link, program, map));
 
         let features = features::of(interface.index);
         let plan = Plan {
@@ -128,6 +130,7 @@ impl XdpPort {
             namespace,
             pool: Arc::clone(pool),
             opener: nix::unistd::getpid(),
+            multi_buffer: config.multi_buffer,
             attachment,
         })
     }
@@ -156,6 +159,12 @@ impl XdpPort {
         self.shared
     }
 
+    /// A handle that changes what this port takes, also after the port has moved into a dataplane.
+    #[must_use]
+    pub fn steering(&self) -> XdpSteering {
+        XdpSteering::new(&self.name, self.multi_buffer, &self.attachment)
+    }
+
     /// Index of the interface in its namespace.
     #[must_use]
     pub const fn interface_index(&self) -> u32 {
@@ -167,7 +176,7 @@ impl XdpPort {
     /// # Errors
     /// The kernel's answer, when it does not tell.
     pub fn program_id(&self) -> Result<u32, Errno> {
-        self.attachment.program.id()
+        self.attachment.program().id()
     }
 
     /// Asks the program about a packet, without sending it anywhere (`BPF_PROG_TEST_RUN`): true when
@@ -176,7 +185,7 @@ impl XdpPort {
     /// # Errors
     /// The kernel's answer: the packet is shorter than an Ethernet header or longer than a page.
     pub fn would_take(&self, packet: &[u8]) -> Result<bool, Errno> {
-        self.attachment.program.run(packet).map(|verdict| verdict == super::layout::bpf::XDP_REDIRECT)
+        self.attachment.program().run(packet).map(|verdict| verdict == super::layout::bpf::XDP_REDIRECT)
     }
 }
 

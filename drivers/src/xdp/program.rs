@@ -168,6 +168,11 @@ fn check(asm: &mut Assembler, rule: &Rule, next: Label) {
         asm.jump_unless(R1, wire16(ether_type), next);
         asm.place(matched);
     }
+    if rule.not_ip {
+        for version in [0x0800, 0x86dd] {
+            asm.jump_if(R1, wire16(version), next);
+        }
+    }
     if let Some(protocol) = rule.protocol {
         asm.jump_unless(R4, u32::from(protocol), next);
     }

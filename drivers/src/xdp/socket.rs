@@ -428,8 +428,7 @@ pub(super) mod plain {
             fill: map(sizes.fill, 8),
             completion: map(sizes.completion, 8),
         };
-        let attachment =
-            Attachment { link: Link::plain(nothing()), program: nothing().into(), map: nothing().into() };
+        let attachment = Attachment::new(Link::plain(nothing()), nothing().into(), nothing().into());
         Arc::new(Socket {
             rings,
             fd: nothing(),

@@ -23,6 +23,8 @@ pub enum Steering {
 pub struct Rule {
     /// EtherType: of the frame, or behind up to two VLAN tags. 0x8100 and 0x88a8 match tagged frames.
     pub ether_type: Option<u16>,
+    /// An EtherType, behind up to two VLAN tags, that is neither IPv4's nor IPv6's: ARP, LLDP, and the like.
+    pub not_ip: bool,
     /// IPv4 protocol, or IPv6 next header (extension headers are not walked).
     pub protocol: Option<u8>,
     /// Source port of TCP, UDP or SCTP. Fragments other than the first have none.
@@ -49,6 +51,12 @@ impl Rule {
     #[must_use]
     pub const fn ether_type(ether_type: u16) -> Self {
         Self { ether_type: Some(ether_type), ..Self::any() }
+    }
+
+    /// All frames that are neither IPv4 nor IPv6 by their EtherType.
+    #[must_use]
+    pub const fn not_ip() -> Self {
+        Self { not_ip: true, ..Self::any() }
     }
 
     /// All IP packets of a protocol.
@@ -84,6 +92,7 @@ impl Rule {
     const fn any() -> Self {
         Self {
             ether_type: None,
+            not_ip: false,
             protocol: None,
             source_port: None,
             destination_port: None,
@@ -112,6 +121,14 @@ impl Rule {
             && !is_vlan(ether_type)
         {
             return Err("the EtherType is not that of the prefix, so nothing can match");
+        }
+        let of_ip = version.is_some()
+            || self.protocol.is_some()
+            || self.source_port.is_some()
+            || self.destination_port.is_some()
+            || matches!(self.ether_type, Some(0x0800 | 0x86dd));
+        if self.not_ip && of_ip {
+            return Err("only IP packets have what it names, and it wants others, so nothing can match");
         }
         if *self == Self::any() {
             return Err("it names nothing; to take everything, use Steering::Everything");

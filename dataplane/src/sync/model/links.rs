@@ -187,9 +187,10 @@ impl Model {
         self.doubtful |= !self.dumping;
         self.links_changed(index);
         self.forget_neighbours_of(index);
-        // Its place, if another link waits for it.
-        let names: Vec<u32> = self.links.values().filter(|l| l.ours.is_none()).map(|l| l.index).collect();
-        for other in names {
+        // Sub-interfaces of it are ours no more, and another link may have waited for its place.
+        let concerned = |l: &&Link| l.ours.is_none_or(|ours| ours.vlan.is_some());
+        let others: Vec<u32> = self.links.values().filter(concerned).map(|l| l.index).collect();
+        for other in others {
             self.identify(other);
             self.publish_link(other);
         }
@@ -281,5 +282,70 @@ impl Link {
         let usable = usable.filter(|news| news.address.is_ipv4() == v4 && !news.tentative);
         // The first of those that are equally good.
         usable.min_by_key(|news| (!news.global, news.secondary)).map(|news| news.address)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sync::SyncConfig;
+    use crate::sync::decode::Event;
+    use crate::tables::{Interfaces, Tables, TablesConfig};
+    use std::sync::Arc;
+
+    fn model() -> (Model, Interfaces) {
+        let small =
+            TablesConfig { routes4: 64, routes6: 64, next_hops: 64, group_buckets: 128, interfaces: 3 };
+        let (writer, tables) = Tables::create("links", &small).unwrap();
+        let config = SyncConfig::new([("no-such-if", PortId(3))]);
+        (Model::new(config, writer, Arc::default()), tables.interfaces)
+    }
+
+    fn link(index: u32, name: &str, vlan: Option<(u32, u16)>) -> Event {
+        let mac = Some(MacAddress([2, 0, 0, 0, 0, index as u8]));
+        Event::Link(LinkNews {
+            index,
+            name: name.to_owned(),
+            mac,
+            mtu: 70_000,
+            up: true,
+            carrier: true,
+            vlan,
+        })
+    }
+
+    fn there(interfaces: &Interfaces) -> Vec<(u8, Option<u16>, u8)> {
+        let all = (0..3).filter_map(|place| interfaces.get(InterfaceId::new(place)?));
+        all.map(|interface| (interface.port.0, interface.vlan, interface.mac.0[5])).collect()
+    }
+
+    #[test]
+    fn vlan_sub_interfaces_are_their_ports_whatever_comes_first() {
+        let (mut model, interfaces) = model();
+        model.apply(link(9, "first", Some((4, 77))));
+        model.apply(link(5, "double", Some((9, 5))));
+        model.settle();
+        assert_eq!(there(&interfaces), []);
+        model.apply(link(4, "no-such-if", None));
+        model.settle();
+        // A tag in a tag is the kernel's.
+        assert_eq!(there(&interfaces), [(3, None, 4), (3, Some(77), 9)]);
+        assert_eq!(interfaces.get(InterfaceId::default()).unwrap().mtu, u16::MAX);
+        model.apply(link(6, "second", Some((4, 78))));
+        model.settle();
+        assert_eq!(there(&interfaces), [(3, None, 4), (3, Some(77), 9), (3, Some(78), 6)]);
+        // No place for a third; and an interface keeps its place when it comes back.
+        model.apply(link(7, "third", Some((4, 79))));
+        model.apply(Event::LinkGone(9));
+        model.settle();
+        assert_eq!(there(&interfaces), [(3, None, 4), (3, Some(78), 6)]);
+        model.apply(link(12, "again", Some((4, 77))));
+        model.settle();
+        assert_eq!(there(&interfaces), [(3, None, 4), (3, Some(77), 12), (3, Some(78), 6)]);
+        assert!(model.counters.status().full > 0);
+        // The port's interface goes, and its sub-interfaces are nobody's.
+        model.apply(Event::LinkGone(4));
+        model.settle();
+        assert_eq!(there(&interfaces), []);
     }
 }

@@ -15,7 +15,7 @@ use super::decode::{Event, ObjectNews};
 use super::socket::Dump;
 use super::status::Counters;
 use crate::app::PortId;
-use crate::tables::{Epochs, InterfaceId, NextHopId, TablesWriter};
+use crate::tables::{Epochs, Immediate, InterfaceId, NextHopId, TablesWriter};
 use ipnet::IpNet;
 use links::Link;
 use neighbours::Neighbours;
@@ -30,7 +30,9 @@ pub(super) use neighbours::Asked;
 const COLLECT_EVERY: u32 = 256;
 
 pub(super) struct Model {
-    pub(super) tables: TablesWriter,
+    tables: TablesWriter,
+    /// How far the readers of the tables are.
+    epochs: Box<dyn Epochs + Send>,
     config: SyncConfig,
     counters: Arc<Counters>,
     links: HashMap<u32, Link>,
@@ -65,6 +67,7 @@ impl Model {
     pub(super) fn new(config: SyncConfig, tables: TablesWriter, counters: Arc<Counters>) -> Self {
         Self {
             tables,
+            epochs: Box::new(Immediate),
             config,
             counters,
             links: HashMap::new(),
@@ -88,6 +91,11 @@ impl Model {
         }
     }
 
+    /// Workers read the tables from now on.
+    pub(super) fn set_epochs(&mut self, epochs: Box<dyn Epochs + Send>) {
+        self.epochs = epochs;
+    }
+
     /// A dump begins.
     pub(super) fn begin(&mut self) {
         self.generation = self.generation.wrapping_add(1);
@@ -101,7 +109,7 @@ impl Model {
     }
 
     /// Takes away what a dump did not show.
-    pub(super) fn sweep(&mut self, what: Dump, epochs: &dyn Epochs) {
+    pub(super) fn sweep(&mut self, what: Dump) {
         let now = self.generation;
         match what {
             Dump::Links => {
@@ -115,15 +123,15 @@ impl Model {
                 let gone: Vec<u32> = gone.map(|(id, _)| *id).collect();
                 gone.into_iter().for_each(|id| self.object_gone(id));
             }
-            Dump::Routes4 => self.sweep_routes(true, epochs),
-            Dump::Routes6 => self.sweep_routes(false, epochs),
+            Dump::Routes4 => self.sweep_routes(true),
+            Dump::Routes6 => self.sweep_routes(false),
             Dump::Neighbours4 => self.sweep_neighbours(true),
             Dump::Neighbours6 => self.sweep_neighbours(false),
         }
     }
 
     /// Takes what the kernel says.
-    pub(super) fn apply(&mut self, event: Event, epochs: &dyn Epochs) {
+    pub(super) fn apply(&mut self, event: Event) {
         match event {
             Event::Link(news) => self.link(news),
             Event::LinkGone(index) => self.link_gone(index),
@@ -142,18 +150,18 @@ impl Model {
             Event::Parameters => self.parameters_changed = true,
         }
         if self.changes >= COLLECT_EVERY {
-            self.collect(epochs);
+            self.collect();
         }
     }
 
     /// Puts into the tables what the events of a batch have changed in common.
-    pub(super) fn settle(&mut self, epochs: &dyn Epochs) {
+    pub(super) fn settle(&mut self) {
         if std::mem::take(&mut self.parameters_changed) {
             self.read_parameters();
         }
-        self.settle_targets(epochs);
+        self.settle_targets();
         self.place_unplaced();
-        self.collect(epochs);
+        self.collect();
         self.counters.tables(
             self.rib_len(),
             self.neighbours.len(),
@@ -163,14 +171,29 @@ impl Model {
         );
     }
 
+    /// Is there anything that had no room?
+    pub(super) fn has_unplaced(&self) -> bool {
+        !self.unplaced.is_empty()
+    }
+
     /// Does anything have to be read again from the kernel?
     pub(super) fn is_doubtful(&self) -> bool {
         self.doubtful
     }
 
-    fn collect(&mut self, epochs: &dyn Epochs) {
+    /// The router's own prefixes, if they have changed since this was asked last.
+    pub(super) fn own_if_changed(&mut self) -> Option<&BTreeSet<IpNet>> {
+        std::mem::take(&mut self.own_changed).then_some(&self.own)
+    }
+
+    /// They are to be asked for once more.
+    pub(super) fn own_not_taken(&mut self) {
+        self.own_changed = true;
+    }
+
+    fn collect(&mut self) {
         self.changes = 0;
-        self.tables.collect(epochs);
+        self.tables.collect(self.epochs.as_ref());
     }
 
     /// Counts what names a next hop.

@@ -3,9 +3,11 @@
 use super::Model;
 use crate::sync::config::RouteTable;
 use crate::sync::decode::{How, Kind, Leg, RouteNews};
-use crate::tables::{Epochs, FibError, NextHopId};
+use crate::tables::{FibError, NextHopId};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use std::collections::HashSet;
 use std::net::IpAddr;
+use std::time::Duration;
 
 /// What there is for a prefix.
 #[derive(Debug, Default)]
@@ -229,7 +231,7 @@ impl Model {
         self.route_changed(prefix, local);
     }
 
-    pub(super) fn sweep_routes(&mut self, v4: bool, epochs: &dyn Epochs) {
+    pub(super) fn sweep_routes(&mut self, v4: bool) {
         let now = self.generation;
         let mut gone = Vec::new();
         for (prefix, entry) in &self.rib {
@@ -247,7 +249,7 @@ impl Model {
                 self.drop_candidate(prefix, at);
             }
             if self.changes >= super::COLLECT_EVERY {
-                self.collect(epochs);
+                self.collect();
             }
         }
     }
@@ -302,8 +304,7 @@ impl Model {
     /// Makes our table say what it should about a prefix.
     pub(super) fn publish(&mut self, prefix: IpNet) {
         let wanted = self.wanted(&prefix);
-        let entry = self.rib.entry(prefix).or_default();
-        let installed = entry.installed;
+        let installed = self.rib.entry(prefix).or_default().installed;
         if wanted == installed {
             self.unplaced.remove(&prefix);
         } else if wanted == NextHopId::NONE {
@@ -311,15 +312,13 @@ impl Model {
                 IpNet::V4(net) => self.tables.fib4.remove(net),
                 IpNet::V6(net) => self.tables.fib6.remove(net),
             };
-            entry.installed = NextHopId::NONE;
-            self.changes += 1;
+            self.installed(prefix, NextHopId::NONE);
             self.unplaced.remove(&prefix);
             self.release(installed);
         } else {
-            match insert(&mut self.tables, prefix, wanted) {
+            match self.insert(prefix, wanted) {
                 Ok(()) => {
-                    entry.installed = wanted;
-                    self.changes += 1;
+                    self.installed(prefix, wanted);
                     self.unplaced.remove(&prefix);
                     self.hold(wanted);
                     self.release(installed);
@@ -338,14 +337,43 @@ impl Model {
         }
     }
 
+    fn installed(&mut self, prefix: IpNet, id: NextHopId) {
+        self.changes += 1;
+        if let Some(entry) = self.rib.get_mut(&prefix) {
+            entry.installed = id;
+        }
+    }
+
+    /// Puts a prefix in; while workers still hold what was unlinked, for a moment again.
+    fn insert(&mut self, prefix: IpNet, to: NextHopId) -> Result<(), FibError> {
+        /// Together less than a turn may take a slow worker; then it is put off.
+        const TRIES: u32 = 20;
+        const PAUSE: Duration = Duration::from_micros(100);
+        let mut tries = TRIES;
+        loop {
+            let done = match prefix {
+                IpNet::V4(net) => self.tables.fib4.insert(net, to),
+                IpNet::V6(net) => self.tables.fib6.insert(net, to),
+            };
+            match done {
+                Err(FibError::Full { retired, .. }) if retired > 0 && tries > 0 => {
+                    tries -= 1;
+                    self.collect();
+                    std::thread::sleep(PAUSE);
+                }
+                done => return done.map(drop),
+            }
+        }
+    }
+
     /// Tries again what had no room.
-    pub(super) fn place_unplaced(&mut self) {
+    pub(in crate::sync) fn place_unplaced(&mut self) {
         /// What is tried in one go.
         const TRIES: usize = 64;
         let some: Vec<IpNet> = self.unplaced.iter().take(TRIES).copied().collect();
         for prefix in some {
             let wanted = self.wanted(&prefix);
-            if wanted != NextHopId::NONE && insert(&mut self.tables, prefix, wanted).is_err() {
+            if wanted != NextHopId::NONE && self.insert(prefix, wanted).is_err() {
                 // As full as before.
                 return;
             }
@@ -357,7 +385,7 @@ impl Model {
     }
 
     /// Publishes all prefixes with a route to one of these targets.
-    pub(super) fn publish_targets(&mut self, changed: &[u32], epochs: &dyn Epochs) {
+    pub(super) fn publish_targets(&mut self, changed: &HashSet<u32>) {
         let names = |entry: &Entry| entry.candidates.iter().any(|c| changed.contains(&c.target));
         let prefixes: Vec<IpNet> =
             self.rib.iter().filter(|(_, entry)| names(entry)).map(|(prefix, _)| *prefix).collect();
@@ -365,18 +393,10 @@ impl Model {
             self.publish(prefix);
             self.publish_neighbours_in(prefix);
             if self.changes >= super::COLLECT_EVERY {
-                self.collect(epochs);
+                self.collect();
             }
         }
     }
-}
-
-fn insert(tables: &mut crate::tables::TablesWriter, prefix: IpNet, to: NextHopId) -> Result<(), FibError> {
-    match prefix {
-        IpNet::V4(net) => tables.fib4.insert(net, to),
-        IpNet::V6(net) => tables.fib6.insert(net, to),
-    }
-    .map(drop)
 }
 
 /// The addresses of a prefix, first and last.

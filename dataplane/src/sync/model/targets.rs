@@ -5,9 +5,9 @@
 //! hop, and routes to it do not count.
 
 use super::links::Way;
-use super::{BTreeSet, HashMap, Model, ObjectNews};
+use super::{BTreeSet, HashMap, HashSet, Model, ObjectNews};
 use crate::sync::decode::{Kind, Leg};
-use crate::tables::{Epochs, NextHopId, NextHops};
+use crate::tables::{NextHopId, NextHops};
 use std::net::IpAddr;
 
 #[derive(Debug, Default)]
@@ -263,11 +263,11 @@ impl Model {
     }
 
     /// Resolves again what a batch has changed, and publishes what leads there.
-    pub(super) fn settle_targets(&mut self, epochs: &dyn Epochs) {
+    pub(super) fn settle_targets(&mut self) {
         let dirty = std::mem::take(&mut self.targets.dirty);
-        let changed: Vec<u32> = dirty.into_iter().filter(|at| self.resolve(*at)).collect();
+        let changed: HashSet<u32> = dirty.into_iter().filter(|at| self.resolve(*at)).collect();
         if !changed.is_empty() {
-            self.publish_targets(&changed, epochs);
+            self.publish_targets(&changed);
         }
     }
 }
