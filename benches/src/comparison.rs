@@ -135,6 +135,7 @@ pub trait Comparison {
 #[must_use]
 pub fn all() -> Vec<Box<dyn Comparison>> {
     use crate::fib::{Lookup, Lookups};
+    use crate::router::{Forward, Version};
     use crate::vfio::{Measure, Nic, Vfio};
     use crate::{afxdp::AfXdp, diag, diag::Diag, null::Null, wire::Load};
     vec![
@@ -148,6 +149,8 @@ pub fn all() -> Vec<Box<dyn Comparison>> {
         Box::new(Lookup(Lookups::Any4)),
         Box::new(Lookup(Lookups::Routed6)),
         Box::new(crate::flap::Flap),
+        Box::new(Forward(Version::Four)),
+        Box::new(Forward(Version::Six)),
         Box::new(Vfio(Nic::Virtio, Measure::Rate)),
         Box::new(Vfio(Nic::E1000e, Measure::Rate)),
         Box::new(Vfio(Nic::Virtio, Measure::Instructions)),

@@ -10,6 +10,7 @@
 //! | [`diag`] | one log event of a worker, against a formatter that writes a file |
 //! | [`fib`], [`flap`] | longest-prefix match and changes of routes, against `dpdk-test-fib` |
 //! | [`routes`] | routes with the shape of the Internet's tables |
+//! | [`router`] | forwarding by a full table of routes, against a limit of nanoseconds a packet |
 //! | [`testpmd`] | DPDK's testpmd as a child process |
 //! | [`hugepages`] | huge pages for the time of a run, for both sides |
 //!
@@ -28,6 +29,7 @@ pub mod flap;
 pub mod hugepages;
 pub mod null;
 pub mod report;
+pub mod router;
 pub mod routes;
 pub mod testpmd;
 pub mod vfio;

@@ -40,6 +40,14 @@ fn mac_swap_between_null_ports() {
 }
 
 #[test]
+fn forwarding_by_a_table_of_routes() {
+    // The writing of the packets is among them: some 40.
+    for (kind, limit) in [("router4", 500.0), ("router6", 610.0)] {
+        at_most(kind, each(kind, 200, 600, 128), limit, 80.0);
+    }
+}
+
+#[test]
 fn log_events_of_a_worker() {
     for (kind, limit) in [("log-integers", 370.0), ("log-formatted", 550.0), ("log-message", 730.0)] {
         // The second batch: the first announces the callsite.

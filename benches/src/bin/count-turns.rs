@@ -5,6 +5,7 @@
 
 use isoplane_benches::diag::{Line, recorder};
 use isoplane_benches::null::{MacSwap, worker};
+use isoplane_benches::router::{Forwarding, Version};
 use std::process::ExitCode;
 
 fn frames(turns: u64) -> Result<u64, String> {
@@ -14,6 +15,13 @@ fn frames(turns: u64) -> Result<u64, String> {
     }
     let counters = segment.reader().map_err(|e| e.to_string())?;
     Ok(counters.total("tx_frames"))
+}
+
+/// As many routes as valgrind builds in a second or two; flows that come round several times.
+fn forwarded(version: Version, turns: u64) -> Result<u64, String> {
+    let mut forwarding = Forwarding::new(version, 20_000, 10_000).map_err(|e| e.to_string())?;
+    forwarding.turn(turns);
+    forwarding.sent().map_err(|e| e.to_string())
 }
 
 /// Nothing is drained: three batches fit the ring.
@@ -28,10 +36,15 @@ fn events(line: Line, batches: u64) -> Result<u64, String> {
 fn run(kind: &str, turns: u64) -> Result<u64, String> {
     match kind {
         "null" => frames(turns),
+        "router4" => forwarded(Version::Four, turns),
+        "router6" => forwarded(Version::Six, turns),
         "log-integers" => events(Line::Integers, turns),
         "log-formatted" => events(Line::Formatted, turns),
         "log-message" => events(Line::Message, turns),
-        _ => Err(format!("no kind {kind:?}; there are: null, log-integers, log-formatted, log-message")),
+        _ => {
+            let kinds = "null, router4, router6, log-integers, log-formatted, log-message";
+            Err(format!("no kind {kind:?}; there are: {kinds}"))
+        }
     }
 }
 

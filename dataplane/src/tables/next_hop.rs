@@ -157,6 +157,40 @@ impl NextHop {
     }
 }
 
+/// A next hop that is not taken apart.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Word(u64);
+
+impl Word {
+    /// Is it [`NextHop::Forward`], to one station?
+    #[inline(always)]
+    pub(crate) const fn is_station(self) -> bool {
+        // The bit that says "group" is the lowest of an address's first byte.
+        self.0 & (1 << 56 | 15) == tag::FORWARD
+    }
+
+    /// Where it is, if it is a group.
+    #[inline(always)]
+    pub(crate) const fn group(self) -> Option<Group> {
+        match NextHop::from_word(self.0) {
+            NextHop::Group(group) => Some(group),
+            _ => None,
+        }
+    }
+
+    /// Of [`NextHop::Forward`].
+    #[inline(always)]
+    pub(crate) const fn interface(self) -> InterfaceId {
+        InterfaceId::from_low_bits(self.0 >> 4)
+    }
+
+    /// Of [`NextHop::Forward`], as [`MacAddress::to_bits`].
+    #[inline(always)]
+    pub(crate) const fn mac_bits(self) -> u64 {
+        self.0 >> 16
+    }
+}
+
 /// Why a next hop or group could not be made or changed; everything is as it was.
 #[derive(Debug, thiserror::Error, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -258,6 +292,12 @@ impl NextHops {
     #[must_use]
     pub fn get(&self, id: NextHopId) -> NextHop {
         NextHop::from_word(self.words.get(id.get() as usize).unwrap_or(tag::NONE))
+    }
+
+    /// The same as one word, for who looks at many.
+    #[inline(always)]
+    pub(crate) fn word(&self, id: NextHopId) -> Word {
+        Word(self.words.get(id.get() as usize).unwrap_or(tag::NONE))
     }
 
     /// The member of a group for packets of a flow.

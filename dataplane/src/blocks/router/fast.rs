@@ -6,12 +6,12 @@
 //! may be forwarded, hops left, a resolved neighbour, not too long for its link. Packets of a batch leave in the
 //! order in which they came, by either way.
 
-use super::lines::{FILTERED, FORWARD4, FORWARD6, REDIRECTS, STRICT, UP};
+use super::lines::{FILTERED, FORWARD4, FORWARD6, Line, REDIRECTS, STRICT, UP};
 use super::{Router, field, martian};
 use crate::app::{PortId, Turn};
 use crate::tables::{InterfaceId, NextHop, NextHopId};
 use crate::wire::checksum;
-use crate::wire::ethernet::{EtherType, HEADER, MacAddress, TAG};
+use crate::wire::ethernet::{EtherType, HEADER, TAG};
 use crate::wire::ipv6::next_header;
 use isoplane_memory::{BATCH, Batch, Frame, Pool};
 
@@ -24,6 +24,7 @@ const PADDED: usize = 64;
 
 /// A plain packet.
 #[derive(Debug, Clone, Copy, Default)]
+#[repr(C, align(8))]
 struct Plain {
     /// Its frame's place in the batch.
     at: u8,
@@ -89,13 +90,14 @@ fn plain4(packet: &[u8], padded: bool) -> Option<(u32, u32, u16)> {
     let (first, source, destination) = (word(0), word(12), word(16));
     let total = first as u16;
     let len = packet.len();
-    let ok = (first >> 24 == 0x45)
-        & (usize::from(total) >= 20)
-        & ((usize::from(total) == len) | (padded & (usize::from(total) < len)))
-        & (header[8] > 1)
-        & checksum::verify_20(header)
-        & martian::plain4(source)
-        & martian::plain4(destination);
+    // Each of them nearly always holds, so branches cost less than sums of conditions.
+    let ok = first >> 24 == 0x45
+        && usize::from(total) >= 20
+        && (usize::from(total) == len || padded && usize::from(total) < len)
+        && header[8] > 1
+        && checksum::verify_20(header)
+        && martian::plain4(source)
+        && martian::plain4(destination);
     ok.then_some((source, destination, total))
 }
 
@@ -108,13 +110,13 @@ fn plain6(packet: &[u8], padded: bool) -> Option<(u128, u128, u16)> {
     let total = usize::from(u16::from_be_bytes([header[4], header[5]])) + 40;
     let len = packet.len();
     let next = header[6];
-    let ok = (header[0] >> 4 == 6)
-        & ((total == len) | (padded & (total < len)))
-        & (header[7] > 1)
-        & (next != next_header::HOP_BY_HOP)
-        & (next != next_header::ROUTING)
-        & martian::plain6(source)
-        & martian::plain6(destination);
+    let ok = header[0] >> 4 == 6
+        && (total == len || padded && total < len)
+        && header[7] > 1
+        && next != next_header::HOP_BY_HOP
+        && next != next_header::ROUTING
+        && martian::plain6(source)
+        && martian::plain6(destination);
     // A frame has at most 65535 bytes, so the total fits.
     ok.then_some((source, destination, total as u16))
 }
@@ -174,6 +176,7 @@ impl Router {
             pool.prefetch(frame);
         }
         let untagged = lines.place(from, 0);
+        let untagged_line = lines.at(untagged);
         let (mut n4, mut n6) = (0, 0);
         let mut inside = false;
         for (at, frame) in batch.iter().enumerate() {
@@ -185,31 +188,30 @@ impl Router {
             let bytes = pool.bytes(frame);
             let Some(start) = bytes.first_chunk::<{ HEADER + TAG }>() else { continue };
             let word = |at: usize| start[at..].first_chunk().map_or(0, |w| u64::from_be_bytes(*w));
-            let sender = word(6);
+            let (to, sender) = (word(0), word(6));
             let mut ethertype = EtherType(sender as u16);
-            let (mut header, mut place) = (HEADER, untagged);
+            let (mut header, mut place, mut line) = (HEADER, untagged, untagged_line);
             if ethertype == EtherType::VLAN {
                 let tag = word(10) as u32;
                 ethertype = EtherType(tag as u16);
                 (header, place) = (HEADER + TAG, lines.place(from, (tag >> 16) as u16));
+                line = lines.at(place);
             }
-            let line = lines.at(place);
-            let packet = bytes.get(header..).unwrap_or_default();
-            // Up, ours, from a station, in one frame.
-            let station = (sender >> 56 & 1 == 0) & (sender >> 16 != 0);
-            let ok = line.has(UP) & (word(0) >> 16 == line.mac) & station & !part;
+            // In one frame, to us, from a station.
+            if part || to >> 16 != line.mac || sender >> 56 & 1 != 0 || sender >> 16 == 0 {
+                continue;
+            }
+            let Some(packet) = bytes.get(header..) else { continue };
             let padded = bytes.len() <= PADDED;
             let plain = |total| Plain { at: at as u8, header: header as u8, place, total };
-            if ethertype == EtherType::IPV4 {
-                if let Some((source, destination, total)) = plain4(packet, padded)
-                    && ok & line.has(FORWARD4)
-                {
+            if ethertype == EtherType::IPV4 && line.has(UP | FORWARD4) {
+                if let Some((source, destination, total)) = plain4(packet, padded) {
                     four.set(n4, source, destination, plain(total));
                     n4 += 1;
                 }
             } else if ethertype == EtherType::IPV6
+                && line.has(UP | FORWARD6)
                 && let Some((source, destination, total)) = plain6(packet, padded)
-                && ok & line.has(FORWARD6)
             {
                 six.set(n6, source, destination, plain(total));
                 n6 += 1;
@@ -235,31 +237,29 @@ impl Router {
             let plain = plain[i];
             let Some(frame) = frames.get_mut(usize::from(plain.at)) else { continue };
             let header = usize::from(plain.header);
-            let next_hop = match tables.next_hops.get(next_hops[i]) {
-                NextHop::Group(group) => {
-                    let hash = flow.of4(pool.bytes(frame).get(header..).unwrap_or_default());
-                    tables.next_hops.get(tables.next_hops.member(group, hash))
+            let mut next_hop = tables.next_hops.word(next_hops[i]);
+            if !next_hop.is_station() {
+                let Some(group) = next_hop.group() else { continue };
+                let hash = flow.of4(pool.bytes(frame).get(header..).unwrap_or_default());
+                next_hop = tables.next_hops.word(tables.next_hops.member(group, hash));
+                if !next_hop.is_station() {
+                    continue;
                 }
-                what => what,
-            };
-            let NextHop::Forward { interface, mac } = next_hop else { continue };
+            }
+            let interface = next_hop.interface();
             if lines.filtered() && !reachable(tables, lines.at(plain.place).flags, plain.place, back[i]) {
                 continue;
             }
-            if !leaves(lines, &plain, interface, mac) {
-                continue;
-            }
             let out = lines.get(interface);
-            if !resize_header(pool, frame, header, out.header()) {
+            if !leaves(out, &plain, interface) || !resize_header(pool, frame, header, out.header()) {
                 continue;
             }
             let bytes = pool.bytes_mut(frame);
-            out.write_header(bytes, mac, EtherType::IPV4);
+            out.write_header(bytes, next_hop.mac_bits(), EtherType::IPV4);
             if let Some(ip) = bytes.get_mut(out.header()..).and_then(|b| b.first_chunk_mut::<20>()) {
-                let old = u16::from_be_bytes([ip[8], ip[9]]);
-                let new = old.wrapping_sub(0x100);
-                let sum = checksum::update(u16::from_be_bytes([ip[10], ip[11]]), old, new);
-                ip[8] = (new >> 8) as u8;
+                // One hop less is 0x100 less in its word, whatever else that holds.
+                let sum = checksum::update(u16::from_be_bytes([ip[10], ip[11]]), 0x100, 0);
+                ip[8] = ip[8].wrapping_sub(1);
                 ip[10..12].copy_from_slice(&sum.to_be_bytes());
             }
             fates[usize::from(plain.at) % BATCH] = out.port;
@@ -285,26 +285,25 @@ impl Router {
             let plain = plain[i];
             let Some(frame) = frames.get_mut(usize::from(plain.at)) else { continue };
             let header = usize::from(plain.header);
-            let next_hop = match tables.next_hops.get(next_hops[i]) {
-                NextHop::Group(group) => {
-                    let hash = flow.of6(pool.bytes(frame).get(header..).unwrap_or_default());
-                    tables.next_hops.get(tables.next_hops.member(group, hash))
+            let mut next_hop = tables.next_hops.word(next_hops[i]);
+            if !next_hop.is_station() {
+                let Some(group) = next_hop.group() else { continue };
+                let hash = flow.of6(pool.bytes(frame).get(header..).unwrap_or_default());
+                next_hop = tables.next_hops.word(tables.next_hops.member(group, hash));
+                if !next_hop.is_station() {
+                    continue;
                 }
-                what => what,
-            };
-            let NextHop::Forward { interface, mac } = next_hop else { continue };
+            }
+            let interface = next_hop.interface();
             if lines.filtered() && !reachable(tables, lines.at(plain.place).flags, plain.place, back[i]) {
                 continue;
             }
-            if !leaves(lines, &plain, interface, mac) {
-                continue;
-            }
             let out = lines.get(interface);
-            if !resize_header(pool, frame, header, out.header()) {
+            if !leaves(out, &plain, interface) || !resize_header(pool, frame, header, out.header()) {
                 continue;
             }
             let bytes = pool.bytes_mut(frame);
-            out.write_header(bytes, mac, EtherType::IPV6);
+            out.write_header(bytes, next_hop.mac_bits(), EtherType::IPV6);
             if let Some(hops) = bytes.get_mut(out.header() + 7) {
                 *hops = hops.wrapping_sub(1);
             }
@@ -339,14 +338,10 @@ impl Router {
     }
 }
 
-/// May a plain packet go out there: up, short enough, no broadcast, no redirect due?
+/// May a plain packet go out there: up, short enough, no redirect due?
 #[inline(always)]
-fn leaves(lines: &super::Lines, plain: &Plain, interface: InterfaceId, mac: MacAddress) -> bool {
-    let out = lines.get(interface);
-    out.has(UP)
-        & (plain.total <= out.mtu)
-        & !mac.is_group()
-        & !(out.has(REDIRECTS) & (interface.get() == plain.place))
+fn leaves(out: &Line, plain: &Plain, interface: InterfaceId) -> bool {
+    out.has(UP) && plain.total <= out.mtu && !(out.has(REDIRECTS) && interface.get() == plain.place)
 }
 
 /// Is the source of a packet reached through where it came from (RFC 3704)?

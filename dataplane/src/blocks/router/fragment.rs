@@ -144,7 +144,7 @@ impl Router {
                 break;
             };
             let to = pool.bytes_mut(&mut frame);
-            out.write_header(to, mac, EtherType::IPV4);
+            out.write_header(to, mac.to_bits(), EtherType::IPV4);
             to[out.header()..out.header() + header.len].copy_from_slice(&header.bytes[..header.len]);
             let from = way.header() + usize::from(first & 15) * 4 + done;
             copy_out(pool, packet, from, &mut to[out.header() + header.len..]);

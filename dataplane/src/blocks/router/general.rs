@@ -396,7 +396,7 @@ impl Router {
             return turn.drop_all(packet, DropReason::Malformed);
         }
         let bytes = pool.bytes_mut(first);
-        out.write_header(bytes, mac, head.ethertype());
+        out.write_header(bytes, mac.to_bits(), head.ethertype());
         if !way.own {
             let ip = bytes.get_mut(out.header()..).unwrap_or_default();
             options::pass(&self.config, ip, out.address4);

@@ -6,7 +6,7 @@
 use crate::app::PortId;
 use crate::tables::interface::ReversePath;
 use crate::tables::{Interface, InterfaceId, Interfaces};
-use crate::wire::ethernet::{EtherType, HEADER, MacAddress, TAG};
+use crate::wire::ethernet::{EtherType, HEADER, TAG};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// Administratively up.
@@ -24,7 +24,7 @@ pub(super) const STRICT: u8 = 1 << 6;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C, align(32))]
 pub(super) struct Line {
-    /// Its address, as [`MacAddress::to_bits`]; more than 48 bits for a line that is no interface, so that no
+    /// Its address, as `MacAddress::to_bits` gives it; more than 48 bits for a line that is no interface, so that no
     /// frame is for it.
     pub(super) mac: u64,
     pub(super) mtu: u16,
@@ -68,8 +68,8 @@ impl Line {
     }
 
     #[inline(always)]
-    pub(super) const fn has(&self, flag: u8) -> bool {
-        self.flags & flag != 0
+    pub(super) const fn has(&self, flags: u8) -> bool {
+        self.flags & flags == flags
     }
 
     pub(super) const fn is_absent(&self) -> bool {
@@ -84,12 +84,13 @@ impl Line {
         self.header as usize
     }
 
-    /// Writes the Ethernet header of a packet that goes out here into the front of its first frame.
+    /// Writes the Ethernet header of a packet that goes out here into the front of its first frame; `to` is as
+    /// `MacAddress::to_bits` gives it.
     #[inline(always)]
-    pub(super) fn write_header(&self, bytes: &mut [u8], to: MacAddress, ethertype: EtherType) {
+    pub(super) fn write_header(&self, bytes: &mut [u8], to: u64, ethertype: EtherType) {
         // Two overlapping words: destination and the first two bytes of the source, then all of the source and
         // the type.
-        let head = to.to_bits() << 16 | self.mac >> 32;
+        let head = to << 16 | self.mac >> 32;
         let outer = if self.vlan == 0 { ethertype } else { EtherType::VLAN };
         let tail = self.mac << 16 | u64::from(outer.0);
         let Some(header) = bytes.first_chunk_mut::<HEADER>() else { return };
@@ -104,14 +105,17 @@ impl Line {
     }
 }
 
+/// The place that is no interface.
+const ABSENT: usize = InterfaceId::MOST as usize;
+
 /// VLANs of a port, 0 for untagged frames, each with its place among the lines.
 pub(super) type Vlans = [u16; 4096];
 
 /// All interfaces.
 #[derive(Debug)]
 pub(super) struct Lines {
-    /// One for each place of the table, then one that is absent.
-    lines: Box<[Line]>,
+    /// One for each place that a table may have, then one that is absent.
+    lines: Box<[Line; ABSENT + 1]>,
     addresses6: Box<[Option<Ipv6Addr>]>,
     /// Of each port.
     vlans: Box<[Vlans]>,
@@ -125,11 +129,10 @@ pub(super) struct Lines {
 
 impl Lines {
     pub(super) fn new(interfaces: &Interfaces, ports: usize) -> Self {
-        let places = interfaces.len();
         let mut lines = Self {
-            lines: vec![Line::ABSENT; places + 1].into_boxed_slice(),
-            addresses6: vec![None; places].into_boxed_slice(),
-            vlans: vec![[places as u16; 4096]; ports].into_boxed_slice(),
+            lines: Box::new([Line::ABSENT; ABSENT + 1]),
+            addresses6: vec![None; interfaces.len()].into_boxed_slice(),
+            vlans: vec![[ABSENT as u16; 4096]; ports].into_boxed_slice(),
             version: 0,
             filtered: false,
             any4: 0,
@@ -154,10 +157,9 @@ impl Lines {
         if version & 1 != 0 {
             return;
         }
-        let absent = self.absent();
-        self.vlans.iter_mut().for_each(|vlans| vlans.fill(absent));
+        self.vlans.iter_mut().for_each(|vlans| vlans.fill(ABSENT as u16));
         (self.filtered, self.any4, self.any6) = (false, 0, None);
-        for place in 0..absent {
+        for place in 0..self.addresses6.len() as u16 {
             let index = usize::from(place);
             match InterfaceId::new(place).and_then(|id| interfaces.get(id)) {
                 Some(interface) => {
@@ -189,29 +191,23 @@ impl Lines {
         self.version = version;
     }
 
-    /// The place that is no interface.
-    #[inline(always)]
-    const fn absent(&self) -> u16 {
-        (self.lines.len() - 1) as u16
-    }
-
     /// The place of the interface that frames of a VLAN (0: none) come in by.
     #[inline(always)]
     pub(super) fn place(&self, port: PortId, vlan: u16) -> u16 {
         match self.vlans.get(port.index()) {
             Some(vlans) => vlans[usize::from(vlan & 0xfff)],
-            None => self.absent(),
+            None => ABSENT as u16,
         }
     }
 
     #[inline(always)]
     pub(super) fn at(&self, place: u16) -> &Line {
-        &self.lines[usize::from(place).min(self.lines.len() - 1)]
+        &self.lines[usize::from(place).min(ABSENT)]
     }
 
     #[inline(always)]
     pub(super) fn get(&self, interface: InterfaceId) -> &Line {
-        self.at(interface.get())
+        &self.lines[interface.index() % ABSENT]
     }
 
     #[inline(always)]
