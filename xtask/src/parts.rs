@@ -39,8 +39,8 @@ impl Part {
     pub(crate) const fn packages(self) -> &'static [&'static str] {
         match self {
             Self::Instructions => &["valgrind"],
-            // Independent views: of what the lab has made, of what a worker does.
-            Self::Workspace => &["iproute2", "strace"],
+            // Independent views: of what the lab has made, of what a worker does, of what a router answers.
+            Self::Workspace => &["iproute2", "strace", "python3-scapy"],
             Self::Namespaces => &["strace"],
             _ => &[],
         }
