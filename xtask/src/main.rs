@@ -5,6 +5,7 @@
 #![deny(unsafe_code)]
 
 mod bench;
+mod fuzz;
 mod kernel;
 mod packages;
 mod parts;
@@ -29,7 +30,7 @@ enum Command {
         /// Leaves a part out, and says so in the summary; may be given several times.
         #[arg(long, value_name = "PART", value_enum)]
         skip: Vec<parts::Part>,
-        /// Adds what takes long: the guest with a kernel that checks itself, and the mutation check.
+        /// Adds what takes long: the guest with a kernel that checks itself, fuzzing, and the mutation check.
         #[arg(long)]
         full: bool,
     },

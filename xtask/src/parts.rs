@@ -22,6 +22,8 @@ pub(crate) enum Part {
     Guest,
     /// The same with a kernel that checks itself (lockdep, KASAN and the like); only with `--full`.
     GuestDebug,
+    /// The fuzz targets, some seconds each; only with `--full`.
+    Fuzz,
     /// Whether the tests in the guest notice when a hook of the series is missing; only with `--full`.
     Mutants,
 }
@@ -42,6 +44,8 @@ impl Part {
             // Independent views: of what the lab has made, of what a worker does, of what a router answers.
             Self::Workspace => &["iproute2", "strace", "python3-scapy"],
             Self::Namespaces => &["strace"],
+            // libFuzzer is built from source.
+            Self::Fuzz => &["g++"],
             _ => &[],
         }
     }
@@ -58,7 +62,7 @@ impl Part {
         Self::value_variants()
             .iter()
             .copied()
-            .filter(move |part| full || !matches!(part, Self::GuestDebug | Self::Mutants))
+            .filter(move |part| full || !matches!(part, Self::GuestDebug | Self::Fuzz | Self::Mutants))
     }
 
     /// Arguments for cargo, and then for the test harness.
@@ -85,7 +89,7 @@ impl Part {
                 vec!["--show-output", "--test-threads", "1"],
             ),
             // Not cargo's.
-            Self::Guest | Self::GuestDebug | Self::Mutants => (vec![], vec![]),
+            Self::Guest | Self::GuestDebug | Self::Fuzz | Self::Mutants => (vec![], vec![]),
         }
     }
 

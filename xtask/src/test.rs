@@ -3,6 +3,7 @@
 //! Contract: a part that fails does not stop the others. The exit status is non-zero when anything
 //! failed, and when anything was left out that `--skip` did not name.
 
+use crate::fuzz;
 use crate::kernel;
 use crate::packages;
 use crate::parts::Part;
@@ -64,6 +65,7 @@ fn one(part: Part, without_root: bool) -> Row {
     }
     let outcome = match part.guest() {
         Some(ask) => kernel::test_all(ask).map(|tally| (tally.failed == 0, tally)),
+        None if part == Part::Fuzz => fuzz::run(),
         None => execute(part).map_err(|error| format!("cannot start cargo: {error}")),
     };
     let (success, mut tally) = outcome.unwrap_or_else(|reason| {
