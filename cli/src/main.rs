@@ -45,7 +45,7 @@ enum Command {
     Noise(noise::Args),
     /// List network devices; give one to VFIO, or back to the kernel.
     Ports(ports::Args),
-    /// Run a bridge from a configuration file.
+    /// Run a bridge or a router from a configuration file.
     Run(run::Args),
     /// Show the counters of running dataplanes.
     Top(top::Args),

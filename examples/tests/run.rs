@@ -164,3 +164,58 @@ fn l2fwd_says_what_is_wrong() {
         );
     }
 }
+
+/// `l3fwd left right` between two networks: their hosts reach each other by the kernel's routes.
+#[test]
+fn l3fwd_routes_between_two_hosts() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: making network namespaces needs root");
+        return;
+    }
+    let [left, right, middle] = [(); 3].map(|()| Namespace::new().expect("namespace"));
+    middle.set_sysctl("ipv4/conf/all/forwarding", "1").expect("forwarding");
+    let host = |network: u8| Ipv4Addr::new(198, 51, 100, network + 1);
+    let router = |network: u8| Ipv4Addr::new(198, 51, 100, network + 2);
+    for (namespace, name, network) in [(&left, "left", 0), (&right, "right", 128)] {
+        let end = VethEnd::new(namespace, "eth0").address(host(network), 25);
+        veth::pair(&end, &VethEnd::new(&middle, name).address(router(network), 25)).expect("veth pair");
+        let _inside = namespace.enter().expect("enter the namespace");
+        let gateway = router(network).to_string();
+        let route = Command::new("ip").args(["route", "add", "default", "via", &gateway]).status();
+        assert!(route.expect("ip").success());
+    }
+    let l3fwd = {
+        let _inside = middle.enter().expect("enter the namespace");
+        Command::new(example("l3fwd")).args(["left", "right"]).stdout(Stdio::piped()).spawn().expect("l3fwd")
+    };
+    let ends = [
+        Endpoint { namespace: &left, address: host(0).into() },
+        Endpoint { namespace: &right, address: host(128).into() },
+    ];
+    let pid = l3fwd.id();
+    let forwarded = || {
+        let found = isoplane::memory::stats::find(Some("l3fwd")).expect("statistics");
+        found.iter().find(|f| f.pid == pid).map_or(0, |f| f.reader.total("forwarded4"))
+    };
+    let start = Instant::now();
+    while forwarded() < 100 {
+        // Linux forwards until the ports are open.
+        let flow = Flow::Echo { window: 4, largest: 1400 };
+        let traffic = Traffic::start(ends[0], ends[1], &[flow]).expect("traffic");
+        std::thread::sleep(Duration::from_millis(200));
+        let reports = traffic.stop();
+        assert!(start.elapsed() < Duration::from_secs(30), "no answer through l3fwd: {reports:?}");
+    }
+    kill(Pid::from_raw(pid as i32), Signal::SIGINT).expect("SIGINT");
+    let output = l3fwd.wait_with_output().expect("wait");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("18432 of 18432 frames accounted for"), "{text}");
+}
+
+#[test]
+fn l3fwd_says_how_it_is_used() {
+    let usage = run("l3fwd", &["only-one"]);
+    assert!(!usage.status.success());
+    assert!(String::from_utf8_lossy(&usage.stderr).contains("usage: l3fwd INTERFACE INTERFACE"));
+}

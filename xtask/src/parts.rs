@@ -42,7 +42,11 @@ impl Part {
         match self {
             Self::Instructions => &["valgrind"],
             // Independent views: of what the lab has made, of what a worker does, of what a router answers.
-            Self::Workspace => &["iproute2", "strace", "python3-scapy"],
+            // What hosts see of a router.
+            Self::Workspace => &[
+                "iproute2", "strace", "python3-scapy",
+                "iperf3", "iputils-ping", "iputils-tracepath", "traceroute",
+            ],
             Self::Namespaces => &["strace"],
             // libFuzzer is built from source.
             Self::Fuzz => &["g++"],

@@ -72,6 +72,13 @@ fn check_shape(findings: &Findings, span: &Range<usize>, ports: &[Port], workers
         let what = format!("port {:?} of a bridge has {} queues", port.name.value, port.queues.value);
         findings.mistake(port.queues.span.clone(), what, "1, since one worker runs it");
     }
+    for port in ports {
+        if let Some(host) = &port.host {
+            let what =
+                format!("`host` of port {:?}, and a bridge hands nothing to the kernel", port.name.value);
+            findings.mistake(host.span.clone(), what, "no `host`, or a [router]");
+        }
+    }
     if ports.len() > 64 {
         findings.mistake(span.clone(), format!("a bridge of {} ports", ports.len()), "at most 64");
     }

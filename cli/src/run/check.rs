@@ -12,11 +12,17 @@ pub(crate) fn ports(findings: &Findings, ports: &[Port], pool: &Pool) {
     let mut devices = BTreeMap::new();
     for port in ports {
         let device = match &port.device {
-            Device::Interface { name, .. } => name.clone(),
+            Device::Interface { name, .. } | Device::Tap(name) => name.clone(),
             // 01:00.0 is 0000:01:00.0.
             Device::Pci(address) if address.matches(':').count() == 1 => format!("0000:{address}"),
             Device::Pci(address) => address.to_lowercase(),
         };
+        if let Some(host) = &port.host
+            && let Some(other) = devices.insert(host.value.clone(), &port.name.value)
+        {
+            let what = format!("interface {:?} is that of port {other:?} already", host.value);
+            findings.mistake(host.span.clone(), what, "an interface for one port");
+        }
         if let Some(other) = devices.insert(device.clone(), &port.name.value) {
             let what = format!("device {device:?} is that of port {other:?} already");
             findings.mistake(port.device_span.clone(), what, "a device for one port");
@@ -50,14 +56,19 @@ pub(crate) fn pool(findings: &Findings, ports: &[Port], workers: &[Worker], pool
 /// Bytes of a chunk that are not for the packet: metadata and headroom.
 const OVERHEAD: u32 = 64 + 64;
 
+/// Frames that a TAP takes.
+const TAP: u32 = 1024;
+
 /// Frames that ports' rings and workers take.
 pub(crate) fn frames(ports: &[Port], workers: &[Worker]) -> u32 {
     let rings = |port: &Port| match port.device {
         // Fill, RX, TX and completion, and what is between them.
         Device::Interface { rings, .. } => 8 * rings.unwrap_or(RINGS),
         Device::Pci(_) => 4096,
+        Device::Tap(_) => TAP,
     };
-    let held: u32 = ports.iter().map(|port| rings(port) * u32::from(port.queues.value)).sum();
+    let all = |port: &Port| rings(port) + if port.host.is_some() { TAP } else { 0 };
+    let held: u32 = ports.iter().map(|port| all(port) * u32::from(port.queues.value)).sum();
     held + workers.iter().map(|worker| worker.frames).sum::<u32>()
 }
 
@@ -66,8 +77,10 @@ fn least_frames(ports: &[Port], workers: &[Worker]) -> u32 {
     let rings = |port: &Port| match port.device {
         Device::Interface { rings, .. } => 2 * rings.unwrap_or(RINGS),
         Device::Pci(_) => 512,
+        Device::Tap(_) => TAP / 4,
     };
-    let held: u32 = ports.iter().map(|port| rings(port) * u32::from(port.queues.value)).sum();
+    let all = |port: &Port| rings(port) + if port.host.is_some() { TAP } else { 0 };
+    let held: u32 = ports.iter().map(|port| all(port) * u32::from(port.queues.value)).sum();
     held + workers.iter().map(|worker| worker.frames).sum::<u32>()
 }
 

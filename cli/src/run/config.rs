@@ -7,6 +7,7 @@
 use super::bridge;
 use super::check;
 use super::reader::{Change, Findings, Section, Settings, Wrong, nearest};
+use super::router::{self, Router};
 use super::source::{At, Mistake, Source};
 use super::values::{NAME, items, name, number, string};
 use isoplane::blocks::bridge::BridgeConfig;
@@ -44,6 +45,8 @@ pub(crate) struct Config {
 pub(crate) enum Forwarder {
     /// A learning bridge, whose ports are in the order of the file.
     Bridge(BridgeConfig),
+    /// A router, likewise.
+    Router(Box<Router>),
 }
 
 /// Memory for frames.
@@ -65,6 +68,8 @@ pub(crate) struct Port {
     /// Where the device is named.
     pub(crate) device_span: std::ops::Range<usize>,
     pub(crate) queues: At<u16>,
+    /// The interface of the kernel (a TAP, made where there is none) that has a router's addresses on this port.
+    pub(crate) host: Option<At<String>>,
 }
 
 /// What is behind a port.
@@ -74,6 +79,8 @@ pub(crate) enum Device {
     Interface { name: String, zero_copy: Want, attach: Attach, rings: Option<u32>, allow_larger_mtu: bool },
     /// A PCI function, through VFIO.
     Pci(String),
+    /// The other end of an interface that is made for it.
+    Tap(String),
 }
 
 /// A worker.
@@ -172,12 +179,19 @@ impl Reading<'_, '_, '_> {
         let order: Vec<&str> = ports.iter().map(|port| port.name.value.as_str()).collect();
         findings.setting("port".to_owned(), &order, Change::Restart);
         check::workers(findings, &ports, &workers, kicks, kicker_cpu.as_ref());
-        let has_bridge = top.key_span("bridge").is_some();
-        let bridge = bridge::read(top.table("bridge"), &ports, &workers);
-        if !has_bridge {
-            findings.mistake(top.span(), "the file has no [bridge]", "what the workers shall run: [bridge]");
+        let (bridge_span, router_span) = (top.key_span("bridge"), top.key_span("router"));
+        let bridge = bridge::read(top.table("bridge"), &ports, &workers).map(Forwarder::Bridge);
+        let router =
+            router::read(top.table("router"), &ports).map(|router| Forwarder::Router(Box::new(router)));
+        match (bridge_span, router_span) {
+            (Some(_), Some(span)) => findings.mistake(span, "[router] beside [bridge]", "one of the two"),
+            (None, None) => {
+                let expected = "what the workers shall run: [bridge] or [router]";
+                findings.mistake(top.span(), "the file has no [bridge] and no [router]", expected);
+            }
+            _ => {}
         }
-        let forwarder = Forwarder::Bridge(bridge?);
+        let forwarder = bridge.or(router)?;
         self.top.finish();
         Some(Config {
             name: called.value,
@@ -218,19 +232,21 @@ fn pool(mut section: Section<'_, '_>) -> Pool {
 }
 
 /// What the device of a port may be.
-const DEVICE: &str = "an interface such as \"eth1\" or a PCI address such as \"0000:01:00.0\"";
+const DEVICE: &str = "an interface such as \"eth1\", a PCI address such as \"0000:01:00.0\", or a TAP to be made such as \"tap:tap0\"";
+
+/// What an interface may be called: the kernel's own rules (IFNAMSIZ, and what cannot be a file's name).
+fn is_interface(name: &str) -> bool {
+    (1..=15).contains(&name.len())
+        && !name.contains(|c: char| c == '/' || c == ':' || c.is_whitespace())
+        && !matches!(name, "." | "..")
+}
 
 fn port(mut section: Section<'_, '_>) -> Option<Port> {
-    let device = section.required("device", DEVICE, |value| match string(value)? {
-        name if Host::is_address(name) => Ok(name.to_owned()),
-        // The kernel's own rules: IFNAMSIZ, and what cannot be a file's name.
-        name if (1..=15).contains(&name.len())
-            && !name.contains(|c: char| c == '/' || c == ':' || c.is_whitespace())
-            && !matches!(name, "." | "..") =>
-        {
-            Ok(name.to_owned())
-        }
-        other => Err(vec![format!("is {other:?}").into()]),
+    let device = section.required("device", DEVICE, |value| {
+        let name = string(value)?;
+        let tap = name.strip_prefix("tap:").is_some_and(is_interface);
+        let good = tap || Host::is_address(name) || is_interface(name);
+        if good { Ok(name.to_owned()) } else { Err(vec![format!("is {name:?}").into()]) }
     });
     let called = section.read("name", NAME, name).or_else(|| device.clone());
     if let Some(called) = &called {
@@ -245,10 +261,18 @@ fn port(mut section: Section<'_, '_>) -> Option<Port> {
     let attach = section.word("attach", Change::Restart, &places, Attach::PreferNative).value;
     let rings = section.power_of_two("rings", Change::Restart, 64..=16384).map(|size| size.value);
     let allow_larger_mtu = section.flag("allow-larger-mtu", Change::Restart, false).value;
+    let host = section.setting("host", Change::Restart, "the name of an interface", None, |value| {
+        let name = string(value)?;
+        if is_interface(name) { Ok(Some(name.to_owned())) } else { Err(vec![format!("is {name:?}").into()]) }
+    });
+    let At { value: host, span: host_span } = host;
+    let host = host.map(|value| At { value, span: host_span });
+    let tap = device.as_ref().is_some_and(|device| device.value.starts_with("tap:"));
     let pci = device.as_ref().is_some_and(|device| Host::is_address(&device.value));
     for key in ["mode", "attach", "rings", "allow-larger-mtu"] {
-        if let Some(span) = section.key_span(key).filter(|_| pci) {
-            let what = format!("`{key}` is for interfaces through AF_XDP, and this port is a PCI function");
+        if let Some(span) = section.key_span(key).filter(|_| pci || tap) {
+            let is = if pci { "a PCI function" } else { "a TAP" };
+            let what = format!("`{key}` is for interfaces through AF_XDP, and this port is {is}");
             section.findings().mistake(span, what, format!("no `{key}`"));
         }
     }
@@ -256,10 +280,12 @@ fn port(mut section: Section<'_, '_>) -> Option<Port> {
     let (At { value: device, span: device_span }, name) = (device?, called?);
     let device = if pci {
         Device::Pci(device)
+    } else if let Some(tap) = device.strip_prefix("tap:") {
+        Device::Tap(tap.to_owned())
     } else {
         Device::Interface { name: device, zero_copy, attach, rings, allow_larger_mtu }
     };
-    Some(Port { name, device, device_span, queues })
+    Some(Port { name, device, device_span, queues, host })
 }
 
 fn worker(mut section: Section<'_, '_>) -> Option<Worker> {

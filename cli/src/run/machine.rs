@@ -23,6 +23,7 @@ pub(crate) fn lacks(config: &Config) -> Vec<Mistake> {
             Device::Interface { name, .. } => nix::net::if_::if_nametoindex(name.as_str())
                 .err()
                 .map(|_| format!("there is no interface {name:?} in this network namespace")),
+            Device::Tap(_) => None,
             Device::Pci(address) => Host::default().describe(address).err().map(|error| error.to_string()),
         };
         let expected = "a device that `isoplane ports` or `ip link` lists";

@@ -1,10 +1,10 @@
-//! `isoplane run FILE.toml`: a bridge from a configuration file.
+//! `isoplane run FILE.toml`: a bridge or a router from a configuration file.
 //!
 //! | file | what is there |
 //! |---|---|
 //! | [`source`] | the file's text, lines and columns, how a mistake is said |
 //! | [`reader`], [`values`] | tables of TOML and their values, read so that every mistake is found |
-//! | [`config`], [`bridge`] | the model of a file |
+//! | [`config`], [`bridge`], [`router`] | the model of a file |
 //! | [`check`], [`machine`] | what tables say about each other, and what they ask of this machine |
 //! | [`launch`], [`app`] | from the model to a dataplane that runs |
 //! | [`reload`] | the file read again at SIGHUP |
@@ -19,6 +19,7 @@ mod launch;
 mod machine;
 mod reader;
 mod reload;
+mod router;
 mod source;
 mod values;
 
@@ -115,6 +116,9 @@ fn serve(args: &Args, config: Config) -> Result<ExitCode, RunError> {
         reloader.pump();
         std::thread::sleep(TICK);
     }
+    if let Some(sync) = launched.sync {
+        tracing::info!("the kernel's routes were followed: {:?}", sync.stop());
+    }
     let report = running.stop();
     print(&format!("{} of {} frames accounted for", report.accounted(), report.frames()))?;
     if report.is_clean() && !failed {
@@ -126,9 +130,12 @@ fn serve(args: &Args, config: Config) -> Result<ExitCode, RunError> {
 
 /// What a file makes, in a few words.
 fn shape(config: &Config) -> String {
-    let Forwarder::Bridge(_) = &config.forwarder;
+    let what = match config.forwarder {
+        Forwarder::Bridge(_) => "bridge",
+        Forwarder::Router(_) => "router",
+    };
     format!(
-        "a bridge of {} on {}",
+        "a {what} of {} on {}",
         plural(config.ports.len(), "port"),
         plural(config.workers.len(), "worker")
     )

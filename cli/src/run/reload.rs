@@ -2,44 +2,53 @@
 //!
 //! Contract: a file with mistakes changes nothing. Of a good one, every key that differs is named: what can
 //! change is changed, between two batches and without a packet lost; what cannot stays as it was, and is said
-//! to need a restart, at each reload until then. The summary is said when the workers have carried out what
+//! to need a restart, at each reload until then. The summary is said when all workers have carried out what
 //! they were told. A worker that was started again since is told all of it once more.
 
-use super::app::{Answer, Order};
+use super::app::{Answer, Order, Words, bridge_words, router_words};
 use super::config::{Config, Forwarder, Port};
 use super::launch::ORDERS;
 use super::reader::{Change as Kind, Settings};
 use super::source::Source;
-use isoplane::blocks::bridge::{BridgeConfig, Change, StaticStation, change};
+use isoplane::blocks::bridge::{BridgeConfig, Change, StaticStation};
+use isoplane::blocks::router::change;
 use isoplane::{Mailbox, PortId};
 use std::collections::VecDeque;
 use std::path::Path;
 
-/// What was launched, what was told since, and the way to tell more.
+/// Something to tell a worker, and how that is called when it refuses.
+#[derive(Debug, Clone)]
+struct Instruction {
+    words: Words,
+    what: String,
+}
+
+/// The way to one worker.
+struct Way {
+    mailbox: Mailbox<Order, Answer>,
+    waiting: VecDeque<Instruction>,
+    /// Orders sent and not answered, the oldest first.
+    sent: VecDeque<(u64, Instruction)>,
+    next: u64,
+}
+
+/// What was launched, what was told since, and the ways to tell more.
 pub(crate) struct Reloader {
     launched: Config,
+    /// The file as it is in force: what needs a restart is as it was launched.
     current: Config,
-    /// Keys as they are in force.
-    settings: Settings,
-    mailbox: Mailbox<Order, Answer>,
-    waiting: VecDeque<Change>,
-    /// Orders sent and not answered, the oldest first.
-    sent: VecDeque<(u64, Change)>,
-    next: u64,
+    ways: Vec<Way>,
     /// Said when all orders are answered.
     summary: Option<String>,
 }
 
 impl Reloader {
-    pub(crate) fn new(config: Config, mailbox: Mailbox<Order, Answer>) -> Self {
+    pub(crate) fn new(config: Config, mailboxes: Vec<Mailbox<Order, Answer>>) -> Self {
+        let way = |mailbox| Way { mailbox, waiting: VecDeque::new(), sent: VecDeque::new(), next: 1 };
         Self {
-            settings: config.settings.clone(),
             launched: config.clone(),
             current: config,
-            mailbox,
-            waiting: VecDeque::new(),
-            sent: VecDeque::new(),
-            next: 1,
+            ways: mailboxes.into_iter().map(way).collect(),
             summary: None,
         }
     }
@@ -62,16 +71,16 @@ impl Reloader {
             }
         };
         let (mut changed, mut refused) = (0, 0);
-        for difference in differences(&self.settings, &new.settings) {
-            let Difference { key, kind, was, is } = difference;
+        let mut settings = self.current.settings.clone();
+        for Difference { key, kind, was, is } in differences(&settings.clone(), &new.settings) {
             let [old, now] = [&was, &is].map(|value| value.as_deref().unwrap_or("absent"));
             match kind {
                 Kind::Live => {
                     changed += 1;
                     crate::say(&format!("{file}: {key}: changed from {old} to {now}"));
                     match new.settings.get(&key) {
-                        Some(setting) => self.settings.insert(key, setting.clone()),
-                        None => self.settings.remove(&key),
+                        Some(setting) => settings.insert(key, setting.clone()),
+                        None => settings.remove(&key),
                     };
                 }
                 Kind::Restart => {
@@ -81,50 +90,58 @@ impl Reloader {
             }
         }
         crate::log::prefer(new.log);
-        self.waiting.extend(changes(&self.current, &new));
-        // What needs a restart stays as it was launched.
-        self.current = Config { ports: self.launched.ports.clone(), ..in_order_of(&self.launched, new) };
+        let forwarder = in_force(&self.launched, &new);
+        let told = instructions(&self.current.forwarder, &forwarder);
+        self.ways.iter_mut().for_each(|way| way.waiting.extend(told.iter().cloned()));
+        self.current = Config { forwarder, settings, log: new.log, ..self.launched.clone() };
         let needs = if refused == 1 { "needs" } else { "need" };
         self.summary = Some(format!("{file}: reloaded: {changed} changed, {refused} {needs} a restart"));
         self.pump();
     }
 
-    /// Brings orders to the worker, and its answers back. To be called often.
+    /// Brings orders to the workers, and their answers back. To be called often.
     pub(crate) fn pump(&mut self) {
-        while let Some(Answer { number, what }) = self.mailbox.receive() {
-            if what == Answer::STARTED {
-                self.worker_started();
-                continue;
+        for way in &mut self.ways {
+            if way.answers() {
+                // A worker begins as it was launched. What its predecessor has not answered is among this.
+                way.sent.clear();
+                way.waiting = instructions(&self.launched.forwarder, &self.current.forwarder).into();
             }
-            while self.sent.front().is_some_and(|(sent, _)| *sent <= number) {
-                let Some((sent, change)) = self.sent.pop_front() else { break };
-                if sent == number && what == Answer::REFUSED {
-                    crate::say(&format!("the bridge has no place in its table for this: {change:?}"));
-                }
-            }
+            way.send();
         }
-        while self.sent.len() < ORDERS as usize {
-            let Some(change) = self.waiting.pop_front() else { break };
-            let order = Order { number: self.next, change: change::Message::from(change) };
-            if self.mailbox.send(order).is_err() {
-                self.waiting.push_front(change);
-                break;
-            }
-            self.sent.push_back((self.next, change));
-            self.next += 1;
-        }
-        if self.sent.is_empty()
-            && self.waiting.is_empty()
+        if self.ways.iter().all(|way| way.sent.is_empty() && way.waiting.is_empty())
             && let Some(summary) = self.summary.take()
         {
             crate::say(&summary);
         }
     }
+}
 
-    /// A worker begins as it was launched. What its predecessor had not answered is among what is told now.
-    fn worker_started(&mut self) {
-        self.sent.clear();
-        self.waiting = changes(&self.launched, &self.current).into();
+impl Way {
+    /// Hears what the worker says; true when it has started.
+    fn answers(&mut self) -> bool {
+        let mut started = false;
+        while let Some(Answer { number, what }) = self.mailbox.receive() {
+            started |= what == Answer::STARTED;
+            while self.sent.front().is_some_and(|(sent, _)| *sent <= number) {
+                let Some((sent, order)) = self.sent.pop_front() else { break };
+                if sent == number && what == Answer::REFUSED {
+                    crate::say(&format!("the worker has no room for this: {}", order.what));
+                }
+            }
+        }
+        started
+    }
+
+    fn send(&mut self) {
+        while self.sent.len() < ORDERS as usize {
+            let Some(order) = self.waiting.pop_front() else { return };
+            if self.mailbox.send(Order { number: self.next, words: order.words }).is_err() {
+                return self.waiting.push_front(order);
+            }
+            self.sent.push_back((self.next, order));
+            self.next += 1;
+        }
     }
 }
 
@@ -154,29 +171,49 @@ fn place(ports: &[Port], name: &str) -> Option<usize> {
     ports.iter().position(|port| port.name.value == name)
 }
 
-/// The live settings of `new`, for the ports that were launched, in their order.
-fn in_order_of(launched: &Config, mut new: Config) -> Config {
-    let Forwarder::Bridge(bridge) = &mut new.forwarder;
-    let Forwarder::Bridge(before) = &launched.forwarder;
-    let moved = |port: PortId| {
-        let name = &new.ports.get(port.index())?.name.value;
-        place(&launched.ports, name).map(|index| PortId(index as u8))
-    };
-    bridge.stations.retain_mut(|station| moved(station.port).map(|port| station.port = port).is_some());
-    let mut ports = before.ports.clone();
-    for (port, settings) in new.ports.iter().zip(&bridge.ports) {
-        if let Some(index) = place(&launched.ports, &port.name.value) {
-            ports[index] = *settings;
+/// What runs, with the live settings of `new`: for the ports that were launched, in their order.
+fn in_force(launched: &Config, new: &Config) -> Forwarder {
+    match (&launched.forwarder, &new.forwarder) {
+        (Forwarder::Bridge(before), Forwarder::Bridge(after)) => {
+            let mut bridge = BridgeConfig { ports: before.ports.clone(), ..after.clone() };
+            let moved = |port: PortId| {
+                let name = &new.ports.get(port.index())?.name.value;
+                place(&launched.ports, name).map(|index| PortId(index as u8))
+            };
+            bridge
+                .stations
+                .retain_mut(|station| moved(station.port).map(|port| station.port = port).is_some());
+            for (port, settings) in new.ports.iter().zip(&after.ports) {
+                if let Some(index) = place(&launched.ports, &port.name.value) {
+                    bridge.ports[index] = *settings;
+                }
+            }
+            Forwarder::Bridge(bridge)
         }
+        (Forwarder::Router(_), Forwarder::Router(after)) => Forwarder::Router(after.clone()),
+        // What runs cannot become something else.
+        (before, _) => before.clone(),
     }
-    bridge.ports = ports;
-    new
 }
 
-/// What to tell a bridge that is as in `old` so that it becomes as in `new`.
-fn changes(old: &Config, new: &Config) -> Vec<Change> {
-    let new = in_order_of(old, new.clone());
-    let (Forwarder::Bridge(old), Forwarder::Bridge(new)) = (&old.forwarder, &new.forwarder);
+/// What to tell a worker that runs `old` so that it runs `new`.
+fn instructions(old: &Forwarder, new: &Forwarder) -> Vec<Instruction> {
+    match (old, new) {
+        (Forwarder::Bridge(old), Forwarder::Bridge(new)) => {
+            let instruction =
+                |change| Instruction { words: bridge_words(change), what: format!("{change:?}") };
+            bridge_changes(old, new).into_iter().map(instruction).collect()
+        }
+        (Forwarder::Router(old), Forwarder::Router(new)) => {
+            let [old, new] = [old, new].map(|router| change::Settings::from(&router.config));
+            let instruction = || Instruction { words: router_words(new), what: "settings".to_owned() };
+            (old != new).then(instruction).into_iter().collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn bridge_changes(old: &BridgeConfig, new: &BridgeConfig) -> Vec<Change> {
     let mut changes = Vec::new();
     let mut when = |differs: bool, change: Change| {
         if differs {

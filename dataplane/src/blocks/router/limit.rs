@@ -52,6 +52,12 @@ impl Shared {
         Self { total: Bucket::new(total), each: Box::new([Bucket::new(each); Self::EACH]) }
     }
 
+    /// Other limits from now on, in the same memory.
+    pub(super) fn set(&mut self, total: Limit, each: Limit) {
+        self.total = Bucket::new(total);
+        self.each.fill(Bucket::new(each));
+    }
+
     /// Once for the one with this hash? What one may not have is left to the others.
     pub(super) fn take(&mut self, hash: u32, now: u64) -> bool {
         self.each[hash as usize % Self::EACH].take(now) && self.total.take(now)

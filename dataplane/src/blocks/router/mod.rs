@@ -14,6 +14,7 @@
 //! | `flow` | the hash that chooses among next hops |
 //! | `martian` | addresses that are not forwarded |
 //! | [`config`] | what a router is told, and errors |
+//! | [`change`] | what a router at work is told anew |
 //! | [`request`] | what a worker asks the program for |
 //! | [`field`] | counters |
 //!
@@ -36,6 +37,7 @@
 //! | to a neighbour that is not resolved | held; dropped, `Resolution`, when there is no answer, with unreachable |
 //! | from the port of the host | sent by the port that it belongs to, unchanged |
 
+pub mod change;
 pub mod config;
 mod fast;
 pub mod field;

@@ -1,16 +1,9 @@
-//! `isoplane run` as a user runs it: files with mistakes, files without, and files that change under traffic.
+//! Files with mistakes, and files without.
 
-use isoplane_lab::traffic::{Endpoint, Flow, Traffic};
-use isoplane_lab::{Namespace, VethEnd, veth};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use std::io::{BufRead, BufReader, Read};
-use std::net::{IpAddr, Ipv4Addr};
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
-use std::time::{Duration, Instant};
-
-const ISOPLANE: &str = env!("CARGO_BIN_EXE_isoplane");
+use crate::ISOPLANE;
+use isoplane_lab::Namespace;
+use std::path::Path;
+use std::process::Command;
 
 /// Exit code, results, and everything else, of a check.
 fn check(file: &Path, more: &[&str]) -> (i32, String, String) {
@@ -53,7 +46,7 @@ fn cases() -> Vec<Case> {
             said: &[
                 "1:1: the file has no [[port]]; expected at least one, with device = \"eth1\"",
                 "1:1: the file has no [[worker]]; expected at least one, with name = \"w0\"",
-                "1:1: the file has no [bridge]; expected what the workers shall run: [bridge]",
+                "1:1: the file has no [bridge] and no [router]; expected what the workers shall run: [bridge] or [router]",
             ],
         },
         // TOML itself, and what is wrong behind that.
@@ -93,7 +86,7 @@ fn cases() -> Vec<Case> {
             "device = \"eth1\"",
             "device = \"eth 1\"\nqueues = 99999999999999999999",
             &[
-                "2:10: `device` is \"eth 1\"; expected an interface such as \"eth1\" or a PCI address such as \"0000:01:00.0\"",
+                "2:10: `device` is \"eth 1\"; expected an interface such as \"eth1\", a PCI address such as \"0000:01:00.0\", or a TAP to be made such as \"tap:tap0\"",
                 "3:10: `queues` is 99999999999999999999; expected a number from 1 to 64",
             ],
         ),
@@ -246,6 +239,49 @@ fn cases() -> Vec<Case> {
                 "7:2: static station 02:00:00:00:00:01 on port 0: the bridge ignores VLANs; expected leave the VLAN out",
             ],
         ),
+        // Routers.
+        with("[router]\n", &["8:2: [router] beside [bridge]; expected one of the two"]),
+        instead(
+            "[bridge]",
+            "[router]\ntable = \"mian\"\nageing = \"5s\"\nreverse-path = \"feasible\"\n[router.icmp]\nburst = 0\n\
+             [router.resolution]\nretry = \"4s\"\n[router.tables]\nroutes-ipv4 = 5",
+            &[
+                "8:9: `table` is \"mian\"; expected \"main\", \"all\" or the number of a table",
+                "9:1: [router] knows no key `ageing`; expected one of `table`, `reverse-path`, `forward-ipv4`, \
+                 `forward-ipv6`, `redirects`, `directed-broadcast`, `tables`, `seed`, `icmp`, `punt`, `resolution`, \
+                 `fragments-per-turn`, `reserve`, `source-route`, `record-route`, `router-alert` or `routing-header-0`",
+                "10:16: `reverse-path` is \"feasible\"; expected one of \"kernel\", \"off\", \"strict\" or \"loose\"",
+                "12:9: `burst` is 0; expected a number from 1 to 1000000",
+                "14:9: `retry` is 4s, after `timeout`, 3s; expected a time before `timeout`",
+                "16:15: `routes-ipv4` is 5; expected a number from 64 to 16777216",
+            ],
+        ),
+        instead(
+            "name = \"w0\"\n[bridge]",
+            "name = \"w0\"\n[[worker]]\nname = \"w1\"\n[router]",
+            &[
+                "7:1: worker \"w1\" is the 2. and port \"eth1\" has 1 queues; expected a queue of every port for every worker",
+                "7:1: worker \"w1\" is the 2. and port \"eth2\" has 1 queues; expected a queue of every port for every worker",
+            ],
+        ),
+        instead(
+            "device = \"eth1\"",
+            "device = \"eth1\"\nhost = \"tap0\"",
+            &[
+                "3:8: `host` of port \"eth1\", and a bridge hands nothing to the kernel; expected no `host`, or a [router]",
+            ],
+        ),
+        Case {
+            file: GOOD
+                .replace("\"eth1\"", "\"0000:01:00.0\"\nrings = 64")
+                .replace("\"eth2\"", "\"tap:tap0\"")
+                .replace("bridge", "router"),
+            said: &[
+                "2:10: port \"0000:01:00.0\" of a router has no addresses, since it is a PCI function; expected `host`, the interface that shall have them",
+                "3:1: `rings` is for interfaces through AF_XDP, and this port is a PCI function; expected no `rings`",
+                "5:10: port \"tap:tap0\" of a router has no addresses, since it is the kernel's neighbour; expected an interface or a PCI address, with `host`",
+            ],
+        },
     ]
 }
 
@@ -314,9 +350,15 @@ fn what_the_machine_lacks_is_a_warning_unless_it_shall_run_there() {
 #[test]
 fn the_example_files_have_no_mistakes() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
-    let (code, out, err) = check(&folder.join("bridge.toml"), &[]);
-    assert_eq!(code, 0, "{err}");
-    assert!(out.ends_with("bridge.toml: no mistakes: a bridge of 3 ports on 1 worker\n"), "{out}");
+    let shapes = [
+        ("bridge.toml", "a bridge of 3 ports on 1 worker"),
+        ("router.toml", "a router of 2 ports on 1 worker"),
+    ];
+    for (file, shape) in shapes {
+        let (code, out, err) = check(&folder.join(file), &[]);
+        assert_eq!(code, 0, "{err}");
+        assert!(out.ends_with(&format!("{file}: no mistakes: {shape}\n")), "{out}");
+    }
 }
 
 #[test]
@@ -324,252 +366,4 @@ fn a_file_that_is_not_there_is_said() {
     let (code, out, err) = check(Path::new("/nonexistent/a.toml"), &[]);
     assert_eq!((code, out.as_str()), (1, ""));
     assert!(err.starts_with("isoplane: /nonexistent/a.toml: cannot be read: No such file"), "{err}");
-}
-
-/// `isoplane run` as a process; killed when the test ends early.
-struct Run {
-    child: Child,
-    out: BufReader<ChildStdout>,
-    err: BufReader<ChildStderr>,
-}
-
-impl Run {
-    fn start(file: &Path) -> Self {
-        let mut child = Command::new(ISOPLANE)
-            .arg("run")
-            .arg(file)
-            .env_remove("RUST_LOG")
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let (out, err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
-        Self { child, out: BufReader::new(out), err: BufReader::new(err) }
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
-    }
-
-    /// The next line of the results.
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.out.read_line(&mut line).unwrap();
-        line
-    }
-
-    /// Lines of standard error of the form `isoplane: FILE: ...`, until one has `end` in it.
-    fn said(&mut self, end: &str) -> Vec<String> {
-        let mut said = Vec::new();
-        loop {
-            let mut line = String::new();
-            assert!(self.err.read_line(&mut line).unwrap() > 0, "it ended before {end:?}: {said:?}");
-            if let Some((_, what)) = line.trim_end().split_once(".toml:") {
-                said.push(what.trim_start().to_owned());
-            }
-            if line.contains(end) {
-                return said;
-            }
-        }
-    }
-
-    /// Stops it; the results that are left, and how it ended.
-    fn stop(mut self) -> (bool, String) {
-        self.signal(Signal::SIGTERM);
-        let mut out = String::new();
-        self.out.read_to_string(&mut out).unwrap();
-        let mut err = String::new();
-        self.err.read_to_string(&mut err).unwrap();
-        (self.child.wait().unwrap().success(), out + &err)
-    }
-}
-
-impl Drop for Run {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 1);
-const SERVER: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 2);
-
-/// Two hosts, and between them a namespace with the bridge's ports.
-struct Hosts {
-    client: Namespace,
-    server: Namespace,
-    middle: Namespace,
-}
-
-impl Hosts {
-    /// `None`, said, where there is no root.
-    fn new() -> Option<Self> {
-        if !nix::unistd::geteuid().is_root() {
-            eprintln!("skipped: AF_XDP and network namespaces need root");
-            return None;
-        }
-        let [client, server, middle] = std::array::from_fn(|_| Namespace::new().unwrap());
-        middle.disable_ipv6().unwrap();
-        for (host, address, port) in [(&client, CLIENT, "left"), (&server, SERVER, "right")] {
-            let host = VethEnd::new(host, "eth0").address(address, 24);
-            veth::pair(&host, &VethEnd::new(&middle, port)).unwrap();
-        }
-        Some(Self { client, server, middle })
-    }
-
-    /// Starts a dataplane in the middle, once it says that it runs.
-    fn run(&self, file: &Path) -> Run {
-        let inside = self.middle.enter().unwrap();
-        let mut run = Run::start(file);
-        inside.leave().unwrap();
-        let line = run.line();
-        if !line.contains(": running: ") {
-            let mut err = String::new();
-            run.err.read_to_string(&mut err).unwrap();
-            panic!("{line}{err}");
-        }
-        run
-    }
-
-    fn traffic(&self) -> Traffic {
-        let end = |namespace, address: Ipv4Addr| Endpoint { namespace, address: IpAddr::from(address) };
-        let flows = [Flow::Echo { window: 4, largest: 1472 }, Flow::Datagrams { window: 16, largest: 1472 }];
-        Traffic::start(end(&self.client, CLIENT), end(&self.server, SERVER), &flows).unwrap()
-    }
-}
-
-/// A value of the dataplane of that name.
-fn total(name: &str, program: u32, counter: &str) -> u64 {
-    let found = isoplane::memory::stats::find(Some(name)).unwrap();
-    found.iter().find(|f| f.pid == program).map_or(0, |f| f.reader.total(counter))
-}
-
-fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while !done() {
-        assert!(Instant::now() < deadline, "{what}: not within 30 s");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-fn file_in(folder: &Path, text: &str) -> PathBuf {
-    let file = folder.join("live.toml");
-    std::fs::write(&file, text).unwrap();
-    file
-}
-
-/// A bridge for the hosts above.
-const LIVE: &str = r#"
-name = "run-live"
-log = "warn"
-[pool]
-huge-pages = "never"
-[[port]]
-device = "left"
-mode = "copy"
-[[port]]
-device = "right"
-mode = "copy"
-[[worker]]
-name = "bridge"
-idle = "yield"
-[bridge]
-"#;
-
-#[test]
-fn a_file_that_changes_under_traffic_is_followed_without_a_packet_lost() {
-    let Some(hosts) = Hosts::new() else { return };
-    let folder = tempfile::tempdir().unwrap();
-    let file = file_in(folder.path(), LIVE);
-    let mut run = hosts.run(&file);
-    let program = run.child.id();
-    let traffic = hosts.traffic();
-    let moved = || total("run-live", program, "tx_frames");
-    wait_until("forwarding", || moved() > 500);
-
-    // What can change does, and what cannot is said.
-    let station = "[[bridge.station]]\nmac = \"02:00:00:00:00:77\"\nport = \"right\"\n";
-    let live = format!(
-        "{}ageing = \"1min\"\n[bridge.flood]\nburst = 100\n{station}",
-        LIVE.replace("\"warn\"", "\"debug\"").replace("\"yield\"", "\"spin\"")
-    );
-    file_in(folder.path(), &live);
-    run.signal(Signal::SIGHUP);
-    assert_eq!(
-        run.said("reloaded:"),
-        [
-            "bridge.ageing: changed from 300s to 60s",
-            "bridge.flood.burst: changed from 2048 to 100",
-            "bridge.station.02:00:00:00:00:77: changed from absent to \"right\"",
-            "log: changed from LevelFilter::WARN to LevelFilter::DEBUG",
-            "worker.bridge.idle: stays Yield; Spin needs a restart",
-            "reloaded: 4 changed, 1 needs a restart",
-        ]
-    );
-    wait_until("the station is known", || total("run-live", program, "stations") == 3);
-
-    // A file with mistakes changes nothing.
-    file_in(folder.path(), &live.replace("\"1min\"", "\"1parsec\""));
-    run.signal(Signal::SIGHUP);
-    let said = run.said("nothing was changed");
-    assert!(said[0].contains("`ageing` is \"1parsec\"; expected a time"), "{said:?}");
-    assert_eq!(said[1], "1 mistake; nothing was changed");
-
-    // Many more, one after the other; what came goes.
-    for round in 0..50 {
-        let burst = if round % 2 == 0 { "burst = 200" } else { "burst = 100" };
-        let without = live.replace(station, "").replace("burst = 100", burst);
-        file_in(folder.path(), if round % 2 == 0 { &without } else { &live });
-        run.signal(Signal::SIGHUP);
-        run.said("reloaded: 2 changed, 1 needs a restart");
-    }
-    let before = moved();
-    wait_until("forwarding goes on", || moved() > before + 500);
-    for flow in traffic.stop() {
-        assert!(flow.is_clean(), "{flow:?}");
-    }
-    for counter in ["drop_tx_full", "drop_no_frame", "drop_malformed", "drop_no_port", "drop_storm"] {
-        assert_eq!(total("run-live", program, counter), 0, "{counter}");
-    }
-    let (good, said) = run.stop();
-    assert!(good, "{said}");
-}
-
-#[test]
-fn a_worker_that_starts_again_is_told_what_has_changed_since_the_launch() {
-    let Some(hosts) = Hosts::new() else { return };
-    let folder = tempfile::tempdir().unwrap();
-    let text = LIVE.replace("run-live", "run-again");
-    let file = file_in(folder.path(), &text);
-    let mut run = hosts.run(&file);
-    let program = run.child.id();
-    let station = "[[bridge.station]]\nmac = \"02:00:00:00:00:77\"\nport = \"right\"\n";
-    file_in(folder.path(), &format!("{text}{station}"));
-    run.signal(Signal::SIGHUP);
-    run.said("reloaded: 1 changed, 0 need a restart");
-    let stations = || total("run-again", program, "stations");
-    wait_until("the station is known", || stations() == 1);
-
-    let worker = || {
-        let output = Command::new(ISOPLANE).args(["top", "run-again", "--once", "--json"]).output().unwrap();
-        let all: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
-        let plane = all["dataplanes"].as_array()?.iter().find(|d| d["pid"] == program)?.clone();
-        plane["workers"][0]["pid"].as_i64()
-    };
-    let mut first = None;
-    wait_until("a worker", || {
-        first = worker();
-        first.is_some()
-    });
-    kill(Pid::from_raw(first.unwrap() as i32), Signal::SIGKILL).unwrap();
-    wait_until("another worker", || worker().is_some_and(|pid| Some(pid) != first));
-    // The counter is the dead worker's until the new one sets it; a change shows that it is the new one's.
-    let traffic = hosts.traffic();
-    wait_until("the station is known again, and the hosts are", || stations() == 3);
-    for flow in traffic.stop() {
-        assert!(flow.is_clean(), "{flow:?}");
-    }
-    let (good, said) = run.stop();
-    assert!(said.contains("frames accounted for"), "{said}");
-    assert!(good, "{said}");
 }
