@@ -42,10 +42,16 @@ impl Part {
         match self {
             Self::Instructions => &["valgrind"],
             // Independent views: of what the lab has made, of what a worker does, of what a router answers.
-            // What hosts see of a router.
+            // What drives a router, and what hosts see of it.
             Self::Workspace => &[
-                "iproute2", "strace", "python3-scapy",
-                "iperf3", "iputils-ping", "iputils-tracepath", "traceroute",
+                "iproute2",
+                "strace",
+                "python3-scapy",
+                "bird2",
+                "iperf3",
+                "iputils-ping",
+                "iputils-tracepath",
+                "traceroute",
             ],
             Self::Namespaces => &["strace"],
             // libFuzzer is built from source.

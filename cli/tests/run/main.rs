@@ -1,5 +1,7 @@
-//! `isoplane run` as a user runs it: files with mistakes, bridges and routers, files that change under traffic.
+//! `isoplane run` as a user runs it: files with mistakes, bridges and routers, files that change under traffic,
+//! and the example with BGP.
 
+mod bgp;
 mod bridge;
 mod files;
 mod process;

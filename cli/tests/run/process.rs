@@ -21,6 +21,11 @@ pub(crate) struct Run {
 impl Run {
     /// Starts one in a namespace, and waits until it says that it runs.
     pub(crate) fn start(namespace: &Namespace, file: &Path) -> Self {
+        Self::try_start(namespace, file).unwrap_or_else(|said| panic!("{said}"))
+    }
+
+    /// The same; what it said if it does not run.
+    pub(crate) fn try_start(namespace: &Namespace, file: &Path) -> Result<Self, String> {
         let inside = namespace.enter().unwrap();
         let mut child = Command::new(ISOPLANE)
             .arg("run")
@@ -37,9 +42,9 @@ impl Run {
         if !line.contains(": running: ") {
             let mut err = String::new();
             run.err.read_to_string(&mut err).unwrap();
-            panic!("{line}{err}");
+            return Err(line + &err);
         }
-        run
+        Ok(run)
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
@@ -117,4 +122,51 @@ pub(crate) fn shown(name: &str, program: u32) -> Option<Value> {
     let output = Command::new(ISOPLANE).args(["top", name, "--once", "--json"]).output().unwrap();
     let all: Value = serde_json::from_slice(&output.stdout).ok()?;
     all["dataplanes"].as_array()?.iter().find(|d| d["pid"] == program).cloned()
+}
+
+/// Runs a program in a namespace; what it printed, and whether it was content.
+pub(crate) fn run_in(namespace: &Namespace, command: &str) -> (bool, String) {
+    let words: Vec<&str> = command.split_whitespace().collect();
+    let inside = namespace.enter().unwrap();
+    let output = Command::new(words[0]).args(&words[1..]).env("LC_ALL", "C").output();
+    inside.leave().unwrap();
+    let output = output.unwrap_or_else(|error| panic!("{command}: {error}"));
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&text).into_owned())
+}
+
+/// The same, of a program that must succeed.
+pub(crate) fn succeed(namespace: &Namespace, command: &str) -> String {
+    let (good, text) = run_in(namespace, command);
+    assert!(good, "{command}: {text}");
+    text
+}
+
+/// A program in the background; killed at the end.
+pub(crate) struct Server(pub(crate) Child);
+
+impl Server {
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.0.id() as i32), signal).unwrap();
+    }
+
+    pub(crate) fn start(namespace: &Namespace, command: &str) -> Self {
+        let words: Vec<&str> = command.split_whitespace().collect();
+        let inside = namespace.enter().unwrap();
+        let child = Command::new(words[0])
+            .args(&words[1..])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{command}: {error}"));
+        inside.leave().unwrap();
+        Self(child)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }

@@ -1,11 +1,10 @@
 //! A router between two kernels, driven by the kernel that it lives in: what hosts see of it with their own tools.
 
-use crate::process::{Run, alone, file_in, shown, total, wait_until};
+use crate::process::{Run, Server, alone, file_in, run_in, shown, succeed, total, wait_until};
 use isoplane_lab::traffic::{Endpoint, Flow, Traffic};
 use isoplane_lab::{Namespace, Seen, VethEnd, Witnesses, veth};
 use nix::sys::signal::Signal;
 use std::net::IpAddr;
-use std::process::{Child, Command, Stdio};
 use std::sync::MutexGuard;
 use std::time::Duration;
 
@@ -17,24 +16,6 @@ const RIGHT: Link = [["10.79.2.2", "10.79.2.1"], ["2001:db8:79:2::2", "2001:db8:
 
 fn prefix_length(address: &str) -> u8 {
     if address.contains(':') { 64 } else { 24 }
-}
-
-/// Runs a program in a namespace; what it printed, and whether it was content.
-fn run_in(namespace: &Namespace, command: &str) -> (bool, String) {
-    let words: Vec<&str> = command.split_whitespace().collect();
-    let inside = namespace.enter().unwrap();
-    let output = Command::new(words[0]).args(&words[1..]).env("LC_ALL", "C").output();
-    inside.leave().unwrap();
-    let output = output.unwrap_or_else(|error| panic!("{command}: {error}"));
-    let text = [output.stdout, output.stderr].concat();
-    (output.status.success(), String::from_utf8_lossy(&text).into_owned())
-}
-
-/// The same, of a program that must succeed.
-fn succeed(namespace: &Namespace, command: &str) -> String {
-    let (good, text) = run_in(namespace, command);
-    assert!(good, "{command}: {text}");
-    text
 }
 
 /// Two hosts, and a router with an interface to each.
@@ -192,31 +173,6 @@ fn hosts_find_the_mtu_of_the_path() {
     succeed(&network.left, &format!("ping -c 3 -i 0.1 -W 5 -M dont -s 3000 {}", RIGHT[0][0]));
     assert!(total("rt-mtu", run.child.id(), "icmp_too_big") >= 2);
     end_well(run);
-}
-
-/// A program in the background; killed at the end.
-struct Server(Child);
-
-impl Server {
-    fn start(namespace: &Namespace, command: &str) -> Self {
-        let words: Vec<&str> = command.split_whitespace().collect();
-        let inside = namespace.enter().unwrap();
-        let child = Command::new(words[0])
-            .args(&words[1..])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap_or_else(|error| panic!("{command}: {error}"));
-        inside.leave().unwrap();
-        Self(child)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 #[test]
