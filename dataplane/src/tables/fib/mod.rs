@@ -164,7 +164,7 @@ impl<K: Key> FibWriter<K> {
         self.trie.get(bits, length).map(NextHopId::from_low_bits)
     }
 
-    /// Calls `each` with every prefix and its next hop, the short ones first; otherwise in no order.
+    /// Calls `each` with every prefix and its next hop, in no order that means anything.
     pub fn for_each(&self, mut each: impl FnMut(K::Net, NextHopId)) {
         self.trie.for_each(|bits, length, to| {
             if let Some(net) = K::net_of(bits, length) {
