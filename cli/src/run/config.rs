@@ -2,7 +2,8 @@
 //!
 //! Contract: [`Config::read`] finds everything that can be known to be wrong without looking at the machine
 //! (that is [`machine`](super::machine)'s). A [`Config`] exists only for a file without mistakes, so whoever
-//! has one need not doubt it. `examples/bridge.toml` shows every key.
+//! has one need not doubt it. The reference is `docs/run.md` and `docs/router.md`; a test
+//! compares them with the keys that are read here.
 
 use super::bridge;
 use super::check;
@@ -450,5 +451,55 @@ fn restart(mut section: Section<'_, '_>) -> Restart {
         Restart::BackOff { first: first.value, longest: longest.value, limit }
     } else {
         Restart::Never
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    /// All keys of a file that leaves nothing out that has settings.
+    fn keys(file: &str) -> Vec<(String, Change)> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples").join(file);
+        let source = Source::read(&path).unwrap();
+        let config = Config::read(&source).unwrap_or_else(|mistakes| panic!("{mistakes:?}"));
+        config.settings.into_iter().map(|(key, setting)| (key, setting.change)).collect()
+    }
+
+    #[test]
+    fn the_chapters_name_every_key_and_which_of_them_are_live() {
+        let docs = ["run.md", "router.md"].map(|file| {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(file);
+            std::fs::read_to_string(path).unwrap()
+        });
+        let rows: Vec<&str> =
+            docs.iter().flat_map(|doc| doc.lines()).filter(|l| l.starts_with('|')).collect();
+        for (key, change) in [keys("bridge.toml"), keys("router.toml")].concat() {
+            let parts: Vec<&str> = key.split('.').collect();
+            let called = match parts[..] {
+                ["bridge", "station", ..] => "station".to_owned(),
+                // How the VLANs of a port are written is two keys.
+                ["bridge", "ports", _, "vlans"] => "ports.NAME.vlan".to_owned(),
+                ["bridge", "ports", _, key] => format!("ports.NAME.{key}"),
+                ["bridge" | "router", ref rest @ ..] => rest.join("."),
+                // The ports themselves.
+                ["port"] => continue,
+                [.., last] => last.to_owned(),
+                [] => continue,
+            };
+            let named = |row: &&&str| {
+                // In the first cell or, where that is a table's name or empty, in the second.
+                let mut cells = row.split('|').skip(1).map(str::trim);
+                let first = cells.next().unwrap_or_default();
+                let cell =
+                    if first.is_empty() || first.starts_with("`[") { cells.next() } else { Some(first) };
+                cell.is_some_and(|cell| cell.contains(&format!("`{called}`")))
+            };
+            let found: Vec<_> = rows.iter().filter(named).collect();
+            assert!(!found.is_empty(), "{key} (`{called}`) is in no table of docs/run.md or docs/router.md");
+            let live = found.iter().any(|row| row.trim_end().ends_with("| live |"));
+            assert_eq!(live, change == Change::Live, "{key}: {found:?}");
+        }
     }
 }
