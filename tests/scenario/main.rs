@@ -13,6 +13,7 @@ mod rehearsal;
 mod seal;
 mod sharing;
 mod strict;
+mod taps;
 
 #[global_allocator]
 static ALLOCATOR: seal::Counting = seal::Counting;
@@ -45,6 +46,10 @@ fn main() {
         ("worker-hangs", faults::worker_hangs),
         ("one-dies-the-other-forwards", faults::one_dies_the_other_forwards),
         ("peer-lies", faults::peer_lies),
+        ("bridge-over-taps", taps::bridge),
+        ("sealed-bridge-over-taps", taps::sealed_bridge),
+        ("worker-killed-over-taps", taps::worker_killed),
+        ("tap-deleted", taps::deleted),
         ("link-flaps", network::link_flaps),
         ("interface-deleted", network::interface_deleted),
         ("rebinds-at-once", network::rebinds_at_once),

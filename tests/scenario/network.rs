@@ -10,7 +10,7 @@ use isoplane::memory::Batch;
 use isoplane::memory::stats::Field;
 use isoplane::memory::{HugePages, Pool, PoolConfig};
 use isoplane::{
-    App, Dataplane, Idle, Kicks, PortId, PortRef, Restart, Running, Turn, Worker, WorkerIsolation,
+    App, Builder, Dataplane, Idle, Kicks, PortId, PortRef, Restart, Running, Turn, Worker, WorkerIsolation,
     WorkerState,
 };
 use isoplane_lab::traffic::{Endpoint, Flow, FlowReport, Traffic};
@@ -111,15 +111,29 @@ pub(crate) struct Plane {
 }
 
 fn bridge(hosts: &Hosts, kicks: Kicks) -> Plane {
-    let config = PoolConfig { huge_pages: HugePages::Never, ..PoolConfig::new("bridge", 8192) };
-    let pool = Pool::create(&config).expect("pool");
-    let mut plane = Dataplane::builder("bridge");
+    bridge_over(kicks, |pool, plane| af_xdp(hosts, pool, plane))
+}
+
+/// The two ports in the middle.
+fn af_xdp(hosts: &Hosts, pool: &Arc<Pool>, plane: &mut Builder) -> [PortRef; 2] {
     let inside = hosts.middle.enter().expect("enter the namespace");
     let ports = ["left", "right"].map(|name| {
-        let port = XdpPort::open(&pool, &XdpConfig::new(name)).expect("port");
+        let port = XdpPort::open(pool, &XdpConfig::new(name)).expect("port");
         plane.port(port)
     });
     inside.leave().expect("leave the namespace");
+    ports
+}
+
+/// A bridge between two ports that `open` opens.
+pub(crate) fn bridge_over(
+    kicks: Kicks,
+    open: impl FnOnce(&Arc<Pool>, &mut Builder) -> [PortRef; 2],
+) -> Plane {
+    let config = PoolConfig { huge_pages: HugePages::Never, ..PoolConfig::new("bridge", 8192) };
+    let pool = Pool::create(&config).expect("pool");
+    let mut plane = Dataplane::builder("bridge");
+    let ports = open(&pool, &mut plane);
     let worker =
         Worker::new("w0").idle(Idle::Yield).counters(&Bridge::FIELDS).queue(ports[0], 0).queue(ports[1], 0);
     plane.worker(worker, |_| Bridge::new(&BridgeConfig::new(2)).expect("bridge"));
@@ -349,13 +363,15 @@ impl App for Sealed {
 /// allocation while traffic passes.
 pub(crate) fn sealed_bridge() {
     let hosts = Hosts::new();
+    sealed_bridge_over(&hosts, |pool, plane| af_xdp(&hosts, pool, plane));
+}
+
+/// The same between two ports that `open` opens.
+pub(crate) fn sealed_bridge_over(hosts: &Hosts, open: impl FnOnce(&Arc<Pool>, &mut Builder) -> [PortRef; 2]) {
     let config = PoolConfig { huge_pages: HugePages::Never, ..PoolConfig::new("sealed", 8192) };
     let pool = Pool::create(&config).expect("pool");
     let mut plane = Dataplane::builder("sealed");
-    let inside = hosts.middle.enter().expect("enter the namespace");
-    let [a, b] =
-        ["left", "right"].map(|name| plane.port(XdpPort::open(&pool, &XdpConfig::new(name)).expect("port")));
-    inside.leave().expect("leave the namespace");
+    let [a, b] = open(&pool, &mut plane);
     // Idle::Yield would be a system call. The kicker has the other CPU.
     let mut worker = Worker::new("w0").idle(Idle::Spin).queue(a, 0).queue(b, 0);
     worker = worker.counters(&Bridge::FIELDS).counters(&[Field::gauge("allocations")]);

@@ -37,6 +37,10 @@ scenarios! {
     worker_hangs = "worker-hangs";
     one_dies_the_other_forwards = "one-dies-the-other-forwards";
     peer_lies = "peer-lies";
+    bridge_over_taps = "bridge-over-taps";
+    sealed_bridge_over_taps = "sealed-bridge-over-taps";
+    worker_killed_over_taps = "worker-killed-over-taps";
+    tap_deleted = "tap-deleted";
     link_flaps = "link-flaps";
     interface_deleted = "interface-deleted";
     rebinds_at_once = "rebinds-at-once";
