@@ -50,7 +50,13 @@ impl Findings {
     }
 
     pub(crate) fn setting(&self, path: String, value: &dyn Debug, change: Change) {
-        self.settings.borrow_mut().insert(path, Setting { value: format!("{value:?}"), change });
+        let text = format!("{value:?}");
+        let value = match text.strip_prefix("Some(").and_then(|text| text.strip_suffix(')')) {
+            Some(inner) => inner.to_owned(),
+            None if text == "None" => "unset".to_owned(),
+            None => text,
+        };
+        self.settings.borrow_mut().insert(path, Setting { value, change });
     }
 
     pub(crate) fn into_parts(self) -> (Vec<Mistake>, Settings) {
@@ -173,8 +179,13 @@ impl<'f, 't> Section<'f, 't> {
     ) -> At<T> {
         let span = self.span();
         let read = self.read(key, expected, read).unwrap_or(At { value: default, span });
-        self.findings.setting(format!("{}{key}", self.path), &read.value, change);
+        self.note(key, &read.value, change);
         read
+    }
+
+    /// Notes what a key is set to.
+    pub(crate) fn note(&self, key: &'static str, value: &dyn Debug, change: Change) {
+        self.findings.setting(format!("{}{key}", self.path), value, change);
     }
 
     /// A key that must be there.

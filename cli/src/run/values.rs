@@ -173,10 +173,18 @@ impl<'t> Section<'_, 't> {
     ) -> At<T> {
         let names: Vec<&str> = words.iter().map(|(name, _)| *name).collect();
         let expected = one_of(&names).replace('`', "\"");
-        self.setting(key, change, &expected, default, |value| {
+        let found = self.read(key, &expected, |value| {
             let text = string(value)?;
             let found = words.iter().find(|(name, _)| *name == text);
-            found.map(|(_, meaning)| meaning.clone()).ok_or_else(|| vec![format!("is {text:?}").into()])
-        })
+            found.cloned().ok_or_else(|| vec![format!("is {text:?}").into()])
+        });
+        // In messages it is called what the file calls it.
+        let meant = format!("{default:?}");
+        let called = words.iter().find(|(_, meaning)| format!("{meaning:?}") == meant).map(|(name, _)| *name);
+        let span = self.span();
+        let At { value: (name, value), span } =
+            found.unwrap_or(At { value: (called.unwrap_or("default"), default), span });
+        self.note(key, &name, change);
+        At { value, span }
     }
 }

@@ -13,7 +13,7 @@ use isoplane_lab::{Namespace, VethEnd, veth};
 use nix::sys::signal::Signal;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 const CLIENT: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
@@ -123,6 +123,39 @@ impl Flows {
     }
 }
 
+/// Requests on all flows, one after the other without waiting for answers, and what came of them.
+#[derive(Default)]
+struct Pulse {
+    stop: AtomicBool,
+    sent: AtomicU64,
+    answered: AtomicU64,
+}
+
+impl Pulse {
+    fn answered(&self) -> u64 {
+        self.answered.load(Ordering::Relaxed)
+    }
+
+    /// Sends a request on each flow every two milliseconds, until told to stop.
+    fn beat(&self, flows: &Flows) {
+        let mut last = None;
+        while last.is_none_or(|end: Instant| Instant::now() < end) {
+            if last.is_none() && self.stop.load(Ordering::Relaxed) {
+                // What is on its way still counts.
+                last = Some(Instant::now() + Duration::from_secs(1));
+            }
+            for socket in &flows.0 {
+                let sent = last.is_none() && socket.send(&[0; 4]).is_ok();
+                self.sent.fetch_add(u64::from(sent), Ordering::Relaxed);
+                while socket.recv(&mut [0; 8]).is_ok() {
+                    self.answered.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
 /// Answers each datagram with itself, until told to stop.
 fn serve(socket: &UdpSocket, stop: &AtomicBool) {
     socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
@@ -199,10 +232,22 @@ fn one_of_two_routers_is_killed_and_traffic_goes_on_by_the_other() {
         }
 
         // One is killed, with all that it is: its BGP sessions end with it.
-        first.kill();
-        let lost = all_answered("traffic goes on by the other router");
-        wait_until("the dead router has no route", || routed_by(&clients, &[2]));
-        eprintln!("{lost} of the requests of {FLOWS} flows were lost when a router was killed");
+        let pulse = Pulse::default();
+        let other = Flows::new(&clients);
+        std::thread::scope(|scope| {
+            let beating = scope.spawn(|| pulse.beat(&other));
+            let _ending = Ending(&pulse.stop);
+            wait_until("a pulse", || pulse.answered() > 1000);
+            first.kill();
+            wait_until("the dead router has no route", || routed_by(&clients, &[2]));
+            let now = pulse.answered();
+            wait_until("the pulse goes on", || pulse.answered() > now + 1000);
+            pulse.stop.store(true, Ordering::Relaxed);
+            beating.join().unwrap();
+        });
+        let (sent, answered) = (pulse.sent.load(Ordering::Relaxed), pulse.answered());
+        eprintln!("a router was killed: {sent} requests sent, {} lost", sent - answered);
+        all_answered("traffic goes on by the other router");
         let before = second.forwarded();
         for _ in 0..10 {
             assert_eq!(all_answered("a round by one router"), 0, "nothing is lost any more");

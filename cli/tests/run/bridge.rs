@@ -86,8 +86,8 @@ fn a_file_that_changes_under_traffic_is_followed_without_a_packet_lost() {
             "bridge.ageing: changed from 300s to 60s",
             "bridge.flood.burst: changed from 2048 to 100",
             "bridge.station.02:00:00:00:00:77: changed from absent to \"right\"",
-            "log: changed from LevelFilter::WARN to LevelFilter::DEBUG",
-            "worker.bridge.idle: stays Yield; Spin needs a restart",
+            "log: changed from \"warn\" to \"debug\"",
+            "worker.bridge.idle: stays \"yield\"; \"spin\" needs a restart",
             "reloaded: 4 changed, 1 needs a restart",
         ]
     );

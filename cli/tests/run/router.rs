@@ -29,6 +29,11 @@ struct Network {
 impl Network {
     /// `None`, said, where there is no root.
     fn new() -> Option<Self> {
+        Self::with_queues(1)
+    }
+
+    /// The same, with so many queues on each link.
+    fn with_queues(queues: u32) -> Option<Self> {
         if !nix::unistd::geteuid().is_root() {
             eprintln!("skipped: AF_XDP and network namespaces need root");
             return None;
@@ -40,7 +45,8 @@ impl Network {
             namespace.set_sysctl("ipv6/conf/default/addr_gen_mode", "0").unwrap();
         }
         for (host, port, link) in [(&left, "left", LEFT), (&right, "right", RIGHT)] {
-            let (mut end, mut ours) = (VethEnd::new(host, "eth0"), VethEnd::new(&router, port));
+            let of = |namespace, name| VethEnd::new(namespace, name).queues(queues, queues);
+            let (mut end, mut ours) = (of(host, "eth0"), of(&router, port));
             for [theirs, own] in link {
                 end = end.address(theirs.parse::<IpAddr>().unwrap(), prefix_length(theirs));
                 ours = ours.address(own.parse::<IpAddr>().unwrap(), prefix_length(own));
@@ -236,6 +242,29 @@ fn a_vlan_of_a_port_is_an_interface_of_its_own() {
     let through = format!("ping -c 1 -W 1 -I 10.79.10.2 {}", RIGHT[0][0]);
     wait_until("the VLAN", || run_in(&network.left, &through).0);
     assert!(forwarded("rt-vlan", &run) >= before + 2);
+    end_well(run);
+}
+
+#[test]
+fn several_workers_share_the_ports_and_the_tables() {
+    let Some(network) = Network::with_queues(2) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let text = file("rt-two", "idle = \"yield\"\n[[worker]]\nname = \"w1\"\nidle = \"yield\"");
+    let text = text.replace("mode = \"copy\"", "mode = \"copy\"\nqueues = 2");
+    let run = Run::start(&network.router, &file_in(folder.path(), &text));
+    let program = run.child.id();
+    let received = |worker: usize| {
+        let plane = shown("rt-two", program).unwrap();
+        let ports = plane["workers"][worker]["ports"].as_array().unwrap().clone();
+        ports.iter().map(|port| port["rx_frames"].as_u64().unwrap()).sum::<u64>()
+    };
+    // The kernel spreads flows over the queues by their ports; of so many both have some.
+    let traffic: Vec<Traffic> =
+        (0..8).map(|flow| network.traffic(flow % 2, &[DATAGRAMS, Flow::Bulk { buffer: 32 << 10 }])).collect();
+    wait_until("both workers have a share", || received(0) > 200 && received(1) > 200);
+    for flow in traffic.into_iter().flat_map(Traffic::stop) {
+        assert!(flow.is_clean(), "{flow:?}");
+    }
     end_well(run);
 }
 
