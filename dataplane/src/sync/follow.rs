@@ -32,6 +32,8 @@ const DOUBTS_FOR: Duration = Duration::from_millis(100);
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// How often what had no room is tried again without an event.
 const PLACE_EVERY: Duration = Duration::from_millis(20);
+/// For how many times as long as it takes everything is not read again for doubts.
+const REST: u32 = 3;
 /// Tries at a dump that changes tear.
 const TRIES: u32 = 4;
 
@@ -51,6 +53,8 @@ pub(super) struct Follower {
     /// A buffer, and what was set aside.
     datagrams: Vec<u8>,
     resync: Option<Instant>,
+    /// When doubts may make us read everything again: not all the time, however large the tables.
+    doubts_after: Instant,
     /// When to try next what had no room.
     place_again: Instant,
 }
@@ -76,6 +80,7 @@ impl Follower {
             counters,
             datagrams: Vec::new(),
             resync: None,
+            doubts_after: Instant::now(),
             place_again: Instant::now(),
         })
     }
@@ -89,6 +94,7 @@ impl Follower {
     pub(super) fn resync(&mut self) -> Result<(), SyncError> {
         let Self { model, events, query, counters, datagrams, .. } = self;
         counters.resyncs();
+        let began = Instant::now();
         datagrams.clear();
         let mut aside = std::mem::take(datagrams);
         let mut overrun = false;
@@ -143,6 +149,7 @@ impl Follower {
             counters.overruns();
         }
         self.steer();
+        self.doubts_after = Instant::now() + began.elapsed() * REST;
         self.resync = (overrun || torn).then(|| Instant::now() + DOUBTS_FOR);
         done
     }
@@ -178,7 +185,7 @@ impl Follower {
             self.steer();
         }
         if self.model.is_doubtful() && self.resync.is_none() {
-            self.resync = Some(Instant::now() + DOUBTS_FOR);
+            self.resync = Some(self.doubts_after.max(Instant::now() + DOUBTS_FOR));
         }
         Ok(more)
     }

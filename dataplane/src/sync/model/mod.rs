@@ -22,6 +22,7 @@ use neighbours::Neighbours;
 use routes::Entry;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Instant;
 use targets::Targets;
 
 pub(super) use neighbours::Asked;
@@ -61,6 +62,8 @@ pub(super) struct Model {
     parameters_changed: bool,
     changes: u32,
     said_full: bool,
+    /// When a worker did not end its turn although it was waited for.
+    hung: Option<Instant>,
 }
 
 impl Model {
@@ -88,6 +91,7 @@ impl Model {
             parameters_changed: false,
             changes: 0,
             said_full: false,
+            hung: None,
         }
     }
 

@@ -7,7 +7,7 @@ use crate::tables::{FibError, NextHopId};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use std::collections::HashSet;
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What there is for a prefix.
 #[derive(Debug, Default)]
@@ -136,6 +136,8 @@ impl Model {
                 How::First => entry.candidates.partition_point(|c| c.order() < order),
                 How::Last | How::Replace => entry.candidates.partition_point(|c| c.order() <= order),
             };
+            // Most prefixes have one route, and there may be a million.
+            entry.candidates.reserve_exact(1);
             entry.candidates.insert(at, fresh);
         }
         if was_empty {
@@ -346,10 +348,12 @@ impl Model {
 
     /// Puts a prefix in; while workers still hold what was unlinked, for a moment again.
     fn insert(&mut self, prefix: IpNet, to: NextHopId) -> Result<(), FibError> {
-        /// Together less than a turn may take a slow worker; then it is put off.
+        /// Together more than the turn of a worker takes. One that hangs is not waited for each time.
         const TRIES: u32 = 20;
         const PAUSE: Duration = Duration::from_micros(100);
-        let mut tries = TRIES;
+        const AFTER_A_HANG: Duration = Duration::from_millis(500);
+        let hangs = self.hung.is_some_and(|since| since.elapsed() < AFTER_A_HANG);
+        let mut tries = if hangs { 0 } else { TRIES };
         loop {
             let done = match prefix {
                 IpNet::V4(net) => self.tables.fib4.insert(net, to),
@@ -361,7 +365,13 @@ impl Model {
                     self.collect();
                     std::thread::sleep(PAUSE);
                 }
-                done => return done.map(drop),
+                Err(error) => {
+                    if !hangs && matches!(error, FibError::Full { retired, .. } if retired > 0) {
+                        self.hung = Some(Instant::now());
+                    }
+                    return Err(error);
+                }
+                Ok(_) => return Ok(()),
             }
         }
     }
