@@ -37,6 +37,12 @@
 //! | neighbour, failed | failed for three seconds, then asked for again when a packet needs it |
 //! | gateway of a route | resolved at once, and kept alive by the kernel (`NTF_EXT_MANAGED`, Linux 5.16) |
 //!
+//! Limits: rules (`ip rule`) are not followed, so a short prefix of the table `local` does not hide longer
+//! ones of others; a gateway that does not answer stays in its groups, as with the kernel's
+//! `fib_multipath_use_neigh` off; an interface needs an IPv6 link-local address for the kernel to resolve
+//! IPv6 neighbours for us; on an AF_XDP port, packets for links that are not ours reach the kernel only by
+//! a punt of the worker.
+//!
 //! Contract: no route is taken away that is still there, also while everything is read again: after an
 //! overrun of the socket (`ENOBUFS`), and after changes of which the kernel says only half (an interface
 //! that goes down takes its IPv4 routes along without a word). Workers are never waited for, nor made to
