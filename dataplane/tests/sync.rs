@@ -108,6 +108,9 @@ fn neighbours_are_resolved_by_the_kernel_and_followed() {
     for address in ["192.0.2.1", "10.0.0.2", "2001:db8:f::1", "2001:db8::2"] {
         followed.expect(address, &[Fate::To(0, MacAddress([2, 0, 0, 0, 0xfe, 0]))]);
     }
+    // What a redirect would name.
+    let gateway = followed.tables.fib4.lookup(u32::from_be_bytes([192, 0, 2, 1]));
+    assert_eq!(followed.tables.next_hops.address(gateway), Some([10, 0, 0, 2].into()));
     // Its address changes.
     kernel.ip("neigh replace 10.0.0.2 lladdr 02:00:00:00:00:77 dev d0 nud permanent");
     for address in ["192.0.2.1", "10.0.0.2"] {

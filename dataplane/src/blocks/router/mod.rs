@@ -65,7 +65,6 @@ use isoplane_memory::stats::Field;
 use limit::{Bucket, Shared};
 use lines::Lines;
 use pending::Pending;
-use std::cell::Cell;
 
 /// A port as the router sees it.
 #[derive(Debug)]
@@ -125,8 +124,6 @@ pub struct Router {
     /// Next hops that have failed, when the program was asked again.
     failed: Box<[(u32, u64); resolve::FAILED]>,
     fragments_left: u32,
-    /// Packets are synthetic: nobody is asked for anything.
-    rehearsing: Cell<bool>,
 }
 
 impl Router {
@@ -152,7 +149,6 @@ impl Router {
             asks: Bucket::new(config.resolution.requests),
             failed: Box::new([(0, 0); resolve::FAILED]),
             fragments_left: config.fragments_per_turn,
-            rehearsing: Cell::new(false),
             config: config.clone(),
         };
         router.ports = router.make_ports();
@@ -215,14 +211,13 @@ impl App for Router {
         self.give_up(turn);
     }
 
+    /// Synthetic packets are to no address of ours, so nobody is asked for anything.
     fn wants_rehearsal(&self) -> bool {
-        self.rehearsing.set(true);
         true
     }
 
     /// Limits are full again; packets that waited are given back by [`App::drain`].
     fn rehearsed(&mut self) {
-        self.rehearsing.set(false);
         self.fill_limits();
     }
 }

@@ -113,6 +113,8 @@ impl Model {
             Ok(id) => {
                 self.hold(id);
                 self.neighbours.by_id.insert(id, key);
+                // For redirects.
+                self.tables.next_hops.set_address(id, Some(key.0));
                 Some(id)
             }
             Err(error) => {
