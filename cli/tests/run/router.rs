@@ -19,10 +19,10 @@ fn prefix_length(address: &str) -> u8 {
 }
 
 /// Two hosts, and a router with an interface to each.
-struct Network {
-    left: Namespace,
+pub(crate) struct Network {
+    pub(crate) left: Namespace,
     right: Namespace,
-    router: Namespace,
+    pub(crate) router: Namespace,
     _alone: MutexGuard<'static, ()>,
 }
 
@@ -95,7 +95,7 @@ next-hops = 4096
 }
 
 /// A router that runs.
-fn routed(name: &str) -> Option<(Network, Run, tempfile::TempDir)> {
+pub(crate) fn routed(name: &str) -> Option<(Network, Run, tempfile::TempDir)> {
     let network = Network::new()?;
     let folder = tempfile::tempdir().unwrap();
     let file = file_in(folder.path(), &file(name, "idle = \"yield\""));
@@ -108,7 +108,7 @@ fn forwarded(name: &str, run: &Run) -> u64 {
     ["forwarded4", "forwarded6"].iter().map(|counter| total(name, run.child.id(), counter)).sum()
 }
 
-fn end_well(run: Run) {
+pub(crate) fn end_well(run: Run) {
     let (good, said) = run.stop();
     assert!(good, "{said}");
 }
