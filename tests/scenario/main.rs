@@ -9,6 +9,7 @@ mod network;
 mod nics;
 mod peer;
 mod rehearsal;
+mod router;
 #[path = "../sealed/seal.rs"]
 mod seal;
 mod sharing;
@@ -79,6 +80,7 @@ fn main() {
         ("unmaps-beside-a-thread", strict::unmaps_beside_a_thread),
         ("senders-of-unmaps", strict::senders_of_unmaps),
         ("bridge-without-privileges", strict::bridge_without_privileges),
+        ("strict-router", router::strict_router),
         ("arena-without-its-allocator", strict::arena_without_its_allocator),
         ("launch-refusals", launching::refusals),
         ("launch-app-that-panics-at-once", launching::app_that_panics_at_once),

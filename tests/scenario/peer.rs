@@ -86,6 +86,29 @@ impl Peer {
         sent
     }
 
+    /// Sends one frame with these bytes; false when there is no room for it now.
+    pub(crate) fn send_bytes(&mut self, bytes: &[u8]) -> bool {
+        let (queue, frames, batch) = self.parts();
+        queue.tx.reclaim(frames);
+        let len = u16::try_from(bytes.len()).expect("a frame");
+        if frames.get_batch(batch, 1, len) == 0 {
+            return false;
+        }
+        let pool = Arc::clone(frames.pool());
+        batch.iter_mut().for_each(|frame| pool.bytes_mut(frame).copy_from_slice(bytes));
+        let sent = queue.tx.transmit(batch);
+        frames.put_batch(batch);
+        sent == 1
+    }
+
+    /// Takes what has arrived, whatever it is.
+    pub(crate) fn take(&mut self) -> usize {
+        let (queue, frames, batch) = self.parts();
+        let n = queue.rx.receive(frames, batch);
+        frames.put_batch(batch);
+        n
+    }
+
     /// Takes what has arrived; remembers the numbers.
     pub(crate) fn receive(&mut self) -> usize {
         let (queue, frames, batch) = self.parts();

@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 /// The worker's CPU, and those of everybody else; `None` (and why) when there is only one.
-fn cpus() -> Option<(usize, Vec<usize>)> {
+pub(crate) fn cpus() -> Option<(usize, Vec<usize>)> {
     let set = sched_getaffinity(Pid::from_raw(0)).expect("affinity");
     let mut all: Vec<usize> = (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu) == Ok(true)).collect();
     let worker = all.pop().filter(|_| !all.is_empty());
@@ -38,7 +38,7 @@ fn stay_on(cpus: &[usize]) {
 }
 
 /// Whether the worker is strict by a backend that catches system calls and page faults.
-fn enforced(running: &Running) -> bool {
+pub(crate) fn enforced(running: &Running) -> bool {
     let enforced = running.isolation(0).and_then(|status| status.backend()) == Some(Backend::Dispatch);
     if !enforced {
         eprintln!("skipped: the backend here is not dispatch, so nothing is caught");
@@ -50,7 +50,7 @@ fn breaches(running: &Running, cause: Cause) -> u64 {
     running.isolation(0).expect("worker 0").snapshot().breaches.of(cause)
 }
 
-fn assert_no_breach(running: &Running) {
+pub(crate) fn assert_no_breach(running: &Running) {
     let status = running.isolation(0).expect("worker 0");
     assert_eq!(status.snapshot().breaches.total(), 0, "{:?}", status.breaches(0));
 }

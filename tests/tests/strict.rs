@@ -49,6 +49,11 @@ fn a_worker_without_privileges_bridges_strictly() {
 }
 
 #[test]
+fn a_worker_routes_strictly() {
+    scenario("strict-router");
+}
+
+#[test]
 fn an_arena_that_serves_nothing_is_said() {
     let log = scenario("arena-without-its-allocator");
     if log.contains("skipped: ") {
